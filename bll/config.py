@@ -1,0 +1,402 @@
+"""The description of a training run: plain frozen dataclasses, and the one home of every default.
+
+Torch is not imported here: a server validates a job with this module alone. What needs the network
+itself (cuts, shapes, the pipeline's buffers) is settled by `bll.planning.resolve`, which returns a
+config with nothing left open. `bll_proto/v1/training.proto` mirrors these classes field by field;
+a test compares the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from typing import Any, TypeVar, get_type_hints
+
+from bll.errors import InvalidConfig, Violation
+
+
+class Rule(StrEnum):
+    """How the network learns."""
+
+    BLL = "bll"
+    BACKPROP = "backprop"
+
+
+class Augmentation(StrEnum):
+    """Random change of training images, drawn anew each epoch from the seed."""
+
+    NONE = "none"
+    SHIFT = "shift"
+    SHIFT_FLIP = "shift_flip"
+
+
+class Balance(StrEnum):
+    """What the partitioner makes equal among blocks when no cuts are given."""
+
+    LAYERS = "layers"
+    PARAMETERS = "parameters"
+    FLOPS = "flops"
+
+
+class FamilyName(StrEnum):
+    """Exponential family of the latents z_k (method: families)."""
+
+    BERNOULLI = "bernoulli"
+    GAUSSIAN = "gaussian"
+    UNIT_GAUSSIAN = "unit_gaussian"
+
+
+class ReadoutName(StrEnum):
+    """Map from a block's output to the natural parameters of alpha_k."""
+
+    LINEAR = "linear"
+    HIDDEN = "hidden"
+
+
+class TwinName(StrEnum):
+    """Backward network: a class table per boundary, or a chain from the last boundary to the first."""
+
+    DIRECT = "direct"
+    CHAIN = "chain"
+
+
+class MixingSchedule(StrEnum):
+    """Shape of the mixing parameter m over epochs."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    STEP = "step"
+
+
+class OptimizerName(StrEnum):
+    """Gradient step used by every block."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
+class LearningRateSchedule(StrEnum):
+    """Shape of the learning rate over the run."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
+class ExecutorName(StrEnum):
+    """Who runs the blocks."""
+
+    SEQUENTIAL = "sequential"
+    THREADS = "threads"
+    PROCESSES = "processes"
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Collects the broken rules of one config class."""
+
+    violations: list[Violation] = field(default_factory=list)
+
+    def within(self, name: str, value: float, low: float, high: float) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            self.fail(name, f"must be between {low:g} and {high:g}, got {value!r}")
+
+    def whole(self, name: str, value: int, low: int, high: int) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self.fail(name, f"must be a whole number between {low} and {high}, got {value!r}")
+
+    def member(self, name: str, value: object, choices: type[StrEnum]) -> None:
+        if not isinstance(value, choices):
+            self.fail(name, f"must be one of {', '.join(choices)}, got {value!r}")
+
+    def fail(self, name: str, description: str) -> None:
+        self.violations.append(Violation(name, description))
+
+    def done(self) -> None:
+        if self.violations:
+            raise InvalidConfig(self.violations)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from."""
+
+    name: str = "fashion-mnist"
+    """`fashion-mnist`, `mnist`, `digits`, or `npz` (then `path` names the file)."""
+    path: str = ""
+    """The user's `.npz` file; only with name `npz`."""
+    train_rows: int = 0
+    """Use only the first rows of the seeded training split; 0 = all."""
+    validation_rows: int = 0
+    """Rows set aside from training data for validation; 0 = a tenth."""
+    augmentation: Augmentation = Augmentation.NONE
+    """Images only."""
+
+    def __post_init__(self) -> None:
+        check = _Check()
+        if not isinstance(self.name, str) or not self.name:
+            check.fail("name", f"must name a data set, got {self.name!r}")
+        if not isinstance(self.path, str):
+            check.fail("path", f"must be a string, got {self.path!r}")
+        elif (self.name == "npz") != bool(self.path):
+            check.fail("path", f"goes with name 'npz' and with no other, got {self.path!r} with {self.name!r}")
+        check.whole("train_rows", self.train_rows, 0, 10**9)
+        check.whole("validation_rows", self.validation_rows, 0, 10**9)
+        check.member("augmentation", self.augmentation, Augmentation)
+        check.done()
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The forward network, before it is cut: an architecture's name and its layers."""
+
+    architecture: str = "residual_cnn"
+    """`mlp` (any input, flattened) or `residual_cnn` (images)."""
+    widths: tuple[int, ...] = (16, 16, 32, 32, 64, 64)
+    """One entry a layer: units of a dense layer, or channels of a residual layer, 1 to 8192.
+    A residual layer that widens also halves the image. `residual_cnn` has one more layer, its stem."""
+    stem_stride: int = 1
+    """Stride of the stem convolution, 1 or 2; `residual_cnn` only."""
+    dropout: float = 0.0
+    """Probability that a unit is dropped after each layer, 0 to 0.9."""
+
+    def __post_init__(self) -> None:
+        check = _Check()
+        if not isinstance(self.architecture, str) or not self.architecture:
+            check.fail("architecture", f"must name an architecture, got {self.architecture!r}")
+        if not isinstance(self.widths, tuple) or not 1 <= len(self.widths) <= 256:
+            check.fail("widths", f"must list 1 to 256 layers, got {self.widths!r}")
+        else:
+            for i, width in enumerate(self.widths):
+                check.whole(f"widths[{i}]", width, 1, 8192)
+        check.whole("stem_stride", self.stem_stride, 1, 2)
+        check.within("dropout", self.dropout, 0.0, 0.9)
+        check.done()
+
+
+@dataclass(frozen=True)
+class BlocksConfig:
+    """Where the network is cut. Cuts are part of the model, placement is not."""
+
+    num_blocks: int = 4
+    """1 to the number of layers."""
+    cuts: tuple[int, ...] = ()
+    """Index of the first layer of each block but the first, rising; empty = chosen by `balance`."""
+    balance: Balance = Balance.FLOPS
+    """What is made equal when `cuts` is empty."""
+
+    def __post_init__(self) -> None:
+        check = _Check()
+        check.whole("num_blocks", self.num_blocks, 1, 257)
+        check.member("balance", self.balance, Balance)
+        if not isinstance(self.cuts, tuple) or not all(isinstance(c, int) and c >= 1 for c in self.cuts):
+            check.fail("cuts", f"must be layer indices from 1 up, got {self.cuts!r}")
+        elif self.cuts:
+            if any(a >= b for a, b in zip(self.cuts, self.cuts[1:], strict=False)):
+                check.fail("cuts", f"must rise, got {list(self.cuts)}")
+            if len(self.cuts) + 1 != self.num_blocks:
+                check.fail("cuts", f"must have num_blocks - 1 = {self.num_blocks - 1} entries, got {list(self.cuts)}")
+        check.done()
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """The latent z_k matched at each boundary, and its readout from the block's output."""
+
+    family: FamilyName = FamilyName.BERNOULLI
+    units: int = 64
+    """Units D of each latent, 1 to 65536."""
+    readout: ReadoutName = ReadoutName.HIDDEN
+    readout_units: int = 128
+    """Width of the hidden layer of readout `hidden`, 1 to 65536."""
+    readout_grid: int = 3
+    """Images are averaged to a grid of this many cells a side before the readout, 1 to 32."""
+    min_variance: float = 1e-3
+    """Floor of a learned Gaussian variance, 1e-6 to 1."""
+    max_variance: float = 1e2
+    """Ceiling of a learned Gaussian variance, 1 to 1e6."""
+
+    def __post_init__(self) -> None:
+        check = _Check()
+        check.member("family", self.family, FamilyName)
+        check.whole("units", self.units, 1, 65536)
+        check.member("readout", self.readout, ReadoutName)
+        check.whole("readout_units", self.readout_units, 1, 65536)
+        check.whole("readout_grid", self.readout_grid, 1, 32)
+        check.within("min_variance", self.min_variance, 1e-6, 1.0)
+        check.within("max_variance", self.max_variance, 1.0, 1e6)
+        check.done()
+
+
+@dataclass(frozen=True)
+class BackwardConfig:
+    """The backward twin, which turns targets into messages log beta_k(z; y)."""
+
+    twin: TwinName = TwinName.DIRECT
+    delay_steps: int = 8
+    """`chain` only: block k at step t reads the table of block k+1 as it was `delay_steps` steps earlier,
+    1 to 1024. Fixed, so that every executor computes the same."""
+
+    def __post_init__(self) -> None:
+        check = _Check()
+        check.member("twin", self.twin, TwinName)
+        check.whole("delay_steps", self.delay_steps, 1, 1024)
+        check.done()
+
+
+@dataclass(frozen=True)
+class MixingConfig:
+    """The mixing parameter m of rho_k = EF(a_k + m b_k), over epochs."""
+
+    schedule: MixingSchedule = MixingSchedule.CONSTANT
+    start: float = 1.0
+    """m of the first epoch (of every epoch when constant), 0 to 2."""
+    end: float = 1.0
+    """m after the ramp, 0 to 2; ignored when constant."""
+    ramp_epochs: int = 1
+    """Epochs from `start` to `end` (`step`: epochs before the jump), 1 to 100000; ignored when constant."""
+
+    def __post_init__(self) -> None:
+        check = _Check()
+        check.member("schedule", self.schedule, MixingSchedule)
+        check.within("start", self.start, 0.0, 2.0)
+        check.within("end", self.end, 0.0, 2.0)
+        check.whole("ramp_epochs", self.ramp_epochs, 1, 100_000)
+        check.done()
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The two gradient steps of each block: of its forward part and of its backward twin."""
+
+    name: OptimizerName = OptimizerName.ADAMW
+    learning_rate: float = 2e-3
+    """Of the forward block and its readout, 1e-8 to 10."""
+    backward_learning_rate: float = 2e-3
+    """Of the backward twin, 1e-8 to 10."""
+    weight_decay: float = 1e-4
+    """0 to 1; not applied to biases, normalisation or class tables."""
+    momentum: float = 0.9
+    """`sgd` only, 0 to 0.999."""
+    schedule: LearningRateSchedule = LearningRateSchedule.COSINE
+    warmup_steps: int = 0
+    """Steps of linear rise from 0 before the schedule, 0 to 1000000."""
+
+    def __post_init__(self) -> None:
+        check = _Check()
+        check.member("name", self.name, OptimizerName)
+        check.within("learning_rate", self.learning_rate, 1e-8, 10.0)
+        check.within("backward_learning_rate", self.backward_learning_rate, 1e-8, 10.0)
+        check.within("weight_decay", self.weight_decay, 0.0, 1.0)
+        check.within("momentum", self.momentum, 0.0, 0.999)
+        check.member("schedule", self.schedule, LearningRateSchedule)
+        check.whole("warmup_steps", self.warmup_steps, 0, 1_000_000)
+        check.done()
+
+
+@dataclass(frozen=True)
+class ExecutorConfig:
+    """Who runs the blocks, and how. Nothing here but `threads_per_block` may change the result."""
+
+    name: ExecutorName = ExecutorName.PROCESSES
+    threads_per_block: int = 1
+    """Intra-operation threads of each block, 1 to 256; 1 and 2 differ in the last bits."""
+    messages_in_flight: int = 4
+    """Messages that wait between two blocks at most, 1 to 64."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints, 0 to 10 million; 0 = one at the end of each epoch."""
+
+    def __post_init__(self) -> None:
+        check = _Check()
+        check.member("name", self.name, ExecutorName)
+        check.whole("threads_per_block", self.threads_per_block, 1, 256)
+        check.whole("messages_in_flight", self.messages_in_flight, 1, 64)
+        check.whole("checkpoint_steps", self.checkpoint_steps, 0, 10_000_000)
+        check.done()
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run. The same config gives the same weights, bit for bit, on every executor."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    backward: BackwardConfig = field(default_factory=BackwardConfig)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    rule: Rule = Rule.BLL
+    """`backprop` trains the same modules as one block, from the last exit's loss."""
+    epochs: int = 10
+    """1 to 100000."""
+    batch_size: int = 128
+    """Rows of a training step, 2 to 65536."""
+    seed: int = 0
+    """0 to 2^63 - 1; every random draw of the run is keyed by it."""
+
+    def __post_init__(self) -> None:
+        check = _Check()
+        check.member("rule", self.rule, Rule)
+        check.whole("epochs", self.epochs, 1, 100_000)
+        check.whole("batch_size", self.batch_size, 2, 65_536)
+        check.whole("seed", self.seed, 0, 2**63 - 1)
+        check.done()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """`config` as plain JSON values."""
+    plain: dict[str, Any] = asdict(config)
+    return plain
+
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The config that `to_dict` wrote, or that a user did; absent fields take their defaults.
+
+    Raises InvalidConfig with every violation found, each under its full path.
+    """
+    violations: list[Violation] = []
+    config = _build(cls, values, "", violations)
+    if violations:
+        raise InvalidConfig(violations)
+    assert config is not None
+    return config
+
+
+def _build(cls: type[T], values: Any, path: str, violations: list[Violation]) -> T | None:
+    if not isinstance(values, Mapping):
+        violations.append(Violation(path.removesuffix("."), f"must hold named fields, got {values!r}"))
+        return None
+    hints = get_type_hints(cls)
+    found = len(violations)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            known = ", ".join(f.name for f in fields(cls))  # type: ignore[arg-type]
+            violations.append(Violation(f"{path}{name}", f"is not a field; the fields here are {known}"))
+            continue
+        kind = hints[name]
+        if is_dataclass(kind):
+            arguments[name] = _build(kind, value, f"{path}{name}.", violations)
+        elif isinstance(kind, type) and issubclass(kind, StrEnum) and value in list(kind):
+            arguments[name] = kind(value)
+        elif isinstance(value, list):
+            arguments[name] = tuple(value)
+        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+            arguments[name] = float(value)
+        else:
+            arguments[name] = value
+    if len(violations) > found and any(value is None for value in arguments.values()):
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+    try:
+        return cls(**arguments)
+    except InvalidConfig as error:
+        violations += [Violation(f"{path}{v.field}", v.description) for v in error.violations]
+        return None

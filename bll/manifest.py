@@ -1,0 +1,96 @@
+"""The manifest beside an exported model: what it is, where it came from, how good it is. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bll.config import TrainingConfig, from_dict, to_dict
+from bll.errors import ExportError
+from bll.events import Evaluation, evaluation_from_dict
+
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+"""Raised when a reader of the old layout would misread the new one."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of the graph; -1 in `shape` is the free batch dimension."""
+
+    name: str
+    dtype: str
+    """numpy's name of it, such as `float32`."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a server needs to know of a model without opening the graph."""
+
+    config: TrainingConfig
+    """Resolved."""
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    class_names: tuple[str, ...]
+    num_blocks: int
+    evaluations: tuple[Evaluation, ...]
+    """The last on validation rows and, where the data set has them, on test rows."""
+    parity: float
+    """Largest absolute difference between graph and network over the rows checked at export."""
+    dataset_digest: str
+    model_digest: str
+    """SHA-256 of `model.onnx`, in hex."""
+    versions: dict[str, str]
+    """Of bll, torch, onnx and onnxruntime that made it."""
+    created: str
+    """RFC 3339, UTC."""
+    format: int = FORMAT
+
+    def write(self, directory: Path) -> None:
+        """Write `manifest.json` into `directory`, which is not yet visible to readers."""
+        values = asdict(self) | {"config": to_dict(self.config)}
+        (directory / MANIFEST_FILE).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def read_manifest(directory: Path, *, check_digest: bool = True) -> Manifest:
+    """The manifest in `directory`.
+
+    Raises ExportError if it is missing, damaged, of another format, or does not belong to the model beside it.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+        if values["format"] != FORMAT:
+            raise ExportError(f"{path}: format must be {FORMAT}, got {values['format']!r}")
+        manifest = Manifest(
+            config=from_dict(TrainingConfig, values.pop("config")),
+            inputs=_tensors(values.pop("inputs")),
+            outputs=_tensors(values.pop("outputs")),
+            class_names=tuple(values.pop("class_names")),
+            evaluations=tuple(evaluation_from_dict(e) for e in values.pop("evaluations")),
+            **values,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{path}: not a readable manifest: {error}") from error
+    if check_digest and (found := file_digest(directory / MODEL_FILE)) != manifest.model_digest:
+        raise ExportError(f"{directory / MODEL_FILE}: SHA-256 must be {manifest.model_digest}, got {found}")
+    return manifest
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex. Raises ExportError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read: {error}") from error
+
+
+def _tensors(values: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(v["name"], v["dtype"], tuple(v["shape"])) for v in values)
+

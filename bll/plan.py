@@ -1,0 +1,48 @@
+"""The outcome of resolving a config: what will be trained, block by block. Torch is not imported here."""
+
+from dataclasses import dataclass
+
+from bll.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block, as it will be built."""
+
+    first_layer: int
+    """Index of its first layer."""
+    layers: tuple[str, ...]
+    """Its layers, in words, in order."""
+    parameters: int
+    """Trainable parameters: layers, readout and backward twin."""
+    flops: int
+    """Multiply-adds of one sample's forward pass through layers and readout, times two."""
+    output_shape: tuple[int, ...]
+    """Shape of one sample of the message that it sends on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved run: a config with nothing left open, and what follows from it."""
+
+    config: TrainingConfig
+    """`blocks.cuts`, `data.train_rows`, `data.validation_rows` and `executor.checkpoint_steps` are explicit."""
+    blocks: tuple[BlockPlan, ...]
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    steps_per_epoch: int
+    dataset_digest: str
+    """SHA-256 of the data set's content, in hex."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs

@@ -1,0 +1,59 @@
+"""Errors of the service's domain. `status.py` is the one table that gives each its gRPC status.
+
+    ServerError
+    ├── InvalidRequest    a field of a request breaks its rule; `violations` names each
+    ├── NotFound          no job, model or version has that name
+    ├── RequestIdReused   a request_id came again with another body
+    ├── JobExists         the chosen job_id is taken
+    ├── IllegalState      the job's state does not allow the call
+    ├── ModelNotReady     the model cannot answer now
+    ├── Overloaded        a limit of this server is reached
+    ├── ShuttingDown      the server is draining
+    └── StorageFull       the disk is full
+"""
+
+from bll.errors import Violation
+
+
+class ServerError(Exception):
+    """Root of every error that the service raises on purpose."""
+
+
+class InvalidRequest(ServerError):
+    """One or more fields of a request break their rule."""
+
+    def __init__(self, *violations: Violation) -> None:
+        self.violations = violations
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+
+
+class NotFound(ServerError):
+    """No job, model or version has that name."""
+
+
+class RequestIdReused(ServerError):
+    """A request_id came again with another body."""
+
+
+class JobExists(ServerError):
+    """The chosen job_id is taken."""
+
+
+class IllegalState(ServerError):
+    """The job's state does not allow the call."""
+
+
+class ModelNotReady(ServerError):
+    """The model cannot answer now."""
+
+
+class Overloaded(ServerError):
+    """A limit of this server is reached."""
+
+
+class ShuttingDown(ServerError):
+    """The server is draining."""
+
+
+class StorageFull(ServerError):
+    """The disk is full."""
