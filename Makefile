@@ -1,0 +1,43 @@
+# Each target sets up what it needs: a virtual environment in $(VENV), and, as root on Debian, packages for tests and demo.
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTEST_ARGS ?=
+
+bin := $(VENV)/bin
+installed := $(VENV)/.installed
+
+.PHONY: demo test check protos venv
+.DEFAULT_GOAL := test
+
+demo: venv
+	-@.ci/debian-packages dataset-fashion-mnist
+	$(bin)/python examples/demo.py
+
+test: venv
+	-@.ci/debian-packages dataset-fashion-mnist prometheus
+	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+check: venv
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/lint-imports
+	$(bin)/python proto/generate.py --check
+	@set -e; image=$$(mktemp --suffix=.binpb); trap 'rm -f "$$image"' EXIT; \
+	  $(bin)/python proto/generate.py --image "$$image"; $(bin)/buf lint "$$image" --config proto/buf.yaml
+	$(bin)/hadolint deploy/Dockerfile
+
+protos: venv
+	$(bin)/python proto/generate.py
+
+venv: $(installed)
+
+$(installed): pyproject.toml
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'make: Python 3.11 or newer is needed; name it with make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/debian-packages python3-venv
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo 'make: $(PYTHON) cannot make virtual environments; on Debian, python3-venv brings that' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
