@@ -38,7 +38,8 @@ def generate(target: Path) -> None:
     )
     if OIP:
         (target / OIP_SET).parent.mkdir(parents=True, exist_ok=True)
-        _protoc(f"--descriptor_set_out={target / OIP_SET}", *map(str, OIP))
+        # A stub for the type checker, no module: the classes are made in a private pool at run time.
+        _protoc(f"--descriptor_set_out={target / OIP_SET}", f"--mypy_out={target}", *map(str, OIP))
 
 
 def image(target: Path) -> None:
