@@ -18,6 +18,7 @@ from typing import IO
 
 import grpc
 import pytest
+
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 
 SERVING = re.compile(r"bll: serving on (?P<address>\S+), metrics on (?P<metrics>\S+)")

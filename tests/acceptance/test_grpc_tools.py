@@ -6,10 +6,11 @@ from typing import Any
 
 import grpc
 import pytest
-from bll_proto.v1 import training_pb2
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from bll_proto.v1 import training_pb2
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -22,22 +23,27 @@ SERVICES = {
 }
 
 
+def health(channel: grpc.Channel) -> Any:
+    # Any: the published types of the stub lack its methods.
+    return health_pb2_grpc.HealthStub(channel)
+
+
 def test_health_check_answers_for_the_server_and_for_a_model(channel: grpc.Channel, job: training_pb2.Job) -> None:
-    stub = health_pb2_grpc.HealthStub(channel)
+    stub = health(channel)
     assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == SERVING
     assert stub.Check(health_pb2.HealthCheckRequest(service="bll.model/digits"), timeout=10).status == SERVING
 
 
 def test_health_check_of_an_unknown_service_is_not_found(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as error:
-        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=10)
+        health(channel).Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=10)
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_health_watch_turns_to_not_serving_when_the_server_drains(start_server: Any) -> None:
     server = start_server()
     with grpc.insecure_channel(server.address) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        watch = health(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert next(watch).status == SERVING
         server.terminate()
         assert next(watch).status == NOT_SERVING

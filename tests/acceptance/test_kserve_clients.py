@@ -9,8 +9,9 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from bll_proto.v1 import inference_pb2, inference_pb2_grpc, tensor_pb2, training_pb2
 from tritonclient.utils import InferenceServerException
+
+from bll_proto.v1 import inference_pb2, inference_pb2_grpc, tensor_pb2, training_pb2
 
 
 @pytest.fixture

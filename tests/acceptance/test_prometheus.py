@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from bll_proto.v1 import training_pb2
 
 ROOT = Path(__file__).parents[2]

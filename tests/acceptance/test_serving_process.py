@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 
 

@@ -1,0 +1,134 @@
+"""The whole path: serve on loopback, train a network in four blocks, predict with a variance for every image, stop.
+
+    make demo
+
+Ends with code 0 only if the network has learned what it should and the server has stopped cleanly.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from bll.config import DataConfig, TrainingConfig
+from bll.data import as_float, load
+from bll_client import Client, InvalidArgument, Prediction
+
+BLL = Path(sys.executable).with_name("bll")
+SPECS = Path(__file__).parent / "specs"
+LEAST_ACCURACY = {"fashion-mnist": 0.85, "digits": 0.9}
+ROWS = 512
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where it answers."""
+
+    address: str
+    metrics_url: str
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[Server]:
+    """`bll serve` on free loopback ports; afterwards it must stop cleanly."""
+    command = [str(BLL), "serve", "--port", "0", "--metrics-port", "0", "--data-dir", str(directory / "data")]
+    log = directory / "server.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+    with process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            match = re.match(r"bll: serving on (\S+), metrics on (\S+)", line)
+            if match is None:
+                sys.exit(f"demo: the server did not start: {line}{log.read_text()}")
+            print(line.strip())
+            yield Server(*match.groups())
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(60)
+    print(f"The server has stopped with exit code {code}.")
+    if code != 0:
+        sys.exit(f"demo: the server did not stop cleanly: {log.read_text()}")
+
+
+def choose(client: Client) -> Path:
+    """The spec to train: Fashion-MNIST, or digits where its images cannot be had."""
+    spec = SPECS / "fashion-mnist.yaml"
+    try:
+        client.create_job(yaml.safe_load(spec.read_text()), validate_only=True)
+    except InvalidArgument as error:
+        print(f"Fashion-MNIST cannot be had here ({error.message}); training on scikit-learn's digits instead.")
+        return SPECS / "digits.yaml"
+    return spec
+
+
+def show(prediction: Prediction, truth_B: np.ndarray, rows: np.ndarray, title: str) -> None:
+    """A line per image: its class, the predicted one, and how sure the network is."""
+    names = prediction.class_names
+    print(f"\n{title}\n  image  is            predicted     probability  variance  of each block's latent")
+    for row in rows[:SHOWN]:
+        best = int(prediction.probabilities[row].argmax())
+        blocks = " ".join(f"{value:.3f}" for value in prediction.posterior_variance[row])
+        print(
+            f"  {row:5d}  {names[truth_B[row]]:<12.12}  {names[best]:<12.12}  "
+            f"{prediction.probabilities[row, best]:11.3f}  {prediction.output_variance[row]:8.3f}  {blocks}"
+        )
+
+
+def predict(client: Client, model_version: str, data: DataConfig) -> None:
+    """Ask the service about test images, and show some that it gets right and some that it gets wrong."""
+    test = load(data, TrainingConfig().seed).test
+    truth_B = test.targets[:ROWS]
+    prediction = client.predict(model_version, as_float(test.inputs[:ROWS]))
+    right_B = prediction.probabilities.argmax(axis=1) == truth_B
+    show(prediction, truth_B, np.flatnonzero(right_B), "Right:")
+    show(prediction, truth_B, np.flatnonzero(~right_B), "Wrong:")
+    variance_B = prediction.output_variance
+    print(
+        f"\nMean variance over {len(truth_B)} test images: {variance_B[right_B].mean():.3f} where the class is right, "
+        f"{variance_B[~right_B].mean():.3f} where it is wrong."
+    )
+
+
+def show_metrics(server: Server) -> None:
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as reply:  # noqa: S310  # our own http:// address
+        lines = reply.read().decode().splitlines()
+    print(f"\nMetrics for Prometheus are at {server.metrics_url}, for example:")
+    wanted = ('grpc_method="Predict"', "bll_jobs")
+    for line in [line for line in lines if not line.startswith("#") and any(w in line for w in wanted)][:2]:
+        print(f"  {line}")
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="bll-demo-") as directory, serving(Path(directory)) as server:
+        with Client(server.address) as client:
+            spec = choose(client)
+            command = ["train", os.path.relpath(spec), "--job-id", "demo"]
+            print(f"$ bll {' '.join(command)}", flush=True)
+            subprocess.run([str(BLL), *command, "--server", server.address], check=True)
+            job = client.get_job("jobs/demo")
+            assert job.test is not None
+            data = DataConfig(**{name: job.resolved_spec["data"][name] for name in ("name", "path")})
+            predict(client, job.model_version, data)
+        show_metrics(server)
+    scores = job.test.mixture
+    print(f"demo: dataset={data.name} accuracy={scores.accuracy:.4f} nll={scores.nll_nats:.4f}")
+    return 0 if scores.accuracy >= LEAST_ACCURACY[data.name] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
