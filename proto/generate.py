@@ -19,11 +19,12 @@ from grpc_tools import protoc
 HERE = Path(__file__).parent
 V1 = sorted((HERE / "bll_proto" / "v1").glob("*.proto"))
 OIP = sorted((HERE / "bll_proto" / "oip").glob("*.proto"))
+PLUGINS = [f"--plugin={path}" for path in sorted(Path(sys.executable).parent.glob("protoc-gen-mypy*"))]
 OIP_SET = Path("bll_proto/oip/grpc_service.binpb")
 INCLUDES = [
     f"-I{HERE}",
     f"-I{resources.files('grpc_tools') / '_proto'}",
-    f"-I{Path(list(google.rpc.__path__)[0]).parents[1]}",
+    f"-I{Path(next(iter(google.rpc.__path__))).parents[1]}",
 ]
 
 
@@ -57,7 +58,7 @@ def stale(target: Path) -> list[Path]:
 
 
 def _protoc(*arguments: str) -> None:
-    if protoc.main(["protoc", *INCLUDES, *arguments]) != 0:
+    if protoc.main(["protoc", *PLUGINS, *INCLUDES, *arguments]) != 0:
         sys.exit("protoc failed")
 
 
