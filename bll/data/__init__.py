@@ -1,0 +1,102 @@
+"""Named data sets and users' files, split by a seed, in one form. Importing this loads numpy and nothing heavier.
+
+fashion-mnist, mnist   published idx files: found on the machine, else downloaded    published.py
+digits                 comes with scikit-learn                                       digits.py
+npz                    a user's own arrays                                           npz.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bll.config import DataConfig
+from bll.data import digits, npz, published
+from bll.data.batches import as_float, epoch_order, statistics
+from bll.data.dataset import Content, DataInfo, Dataset, Split, check_augmentation, split, split_rows
+from bll.errors import InvalidConfig, Violation
+
+if TYPE_CHECKING:
+    from bll.data.augmentation import augment
+
+__all__ = [
+    "NAMES",
+    "DataInfo",
+    "Dataset",
+    "Split",
+    "as_float",
+    "augment",
+    "describe",
+    "epoch_order",
+    "load",
+    "statistics",
+]
+
+_PUBLISHED = {source.name: source for source in (published.FASHION_MNIST, published.MNIST)}
+
+NAMES = (*_PUBLISHED, "digits", "npz")
+"""What `DataConfig.name` may be."""
+
+
+def load(config: DataConfig, seed: int, root: Path | None = None) -> Dataset:
+    """The data set, split by `seed`.
+
+    `root` is searched first for named sets and is where they are downloaded to; a user's `.npz` must then lie in
+    it, and `config.path` be its plain file name. Raises InvalidConfig for what the config asks wrongly (fields
+    `data.*`), DataError for data that is missing, damaged or does not fit.
+    """
+    return split(_content(config, seed, root), config, seed)
+
+
+def describe(config: DataConfig, seed: int, root: Path | None = None) -> DataInfo:
+    """What `load` would return, digest included. Raises what `load` raises, as far as it can be known.
+
+    Never downloads, and does not decode the published sets: their files are checked by digest. A user's file is
+    read in full, so that what is wrong with it is known before a job waits for it.
+    """
+    if config.name in _PUBLISHED:
+        source = _PUBLISHED[config.name]
+        summary = published.summary(source, root)
+        images, _, test_images, _ = summary.shapes
+        rows, test_rows, input_shape = images[0], test_images[0], (1, *images[1:])
+        class_names, digest = source.class_names, summary.digest
+    else:
+        content = _content(config, seed, root)
+        rows, test_rows, input_shape = len(content.train), len(content.test), content.train.inputs.shape[1:]
+        class_names, digest = content.class_names, content.digest
+    train_rows, validation_rows = split_rows(config, rows)
+    check_augmentation(config, input_shape)
+    return DataInfo(
+        input_shape=input_shape,
+        class_names=class_names,
+        train_rows=train_rows,
+        validation_rows=validation_rows,
+        test_rows=test_rows,
+        digest=digest,
+        is_image=len(input_shape) == 3,
+    )
+
+
+def _content(config: DataConfig, seed: int, root: Path | None) -> Content:
+    if config.name in _PUBLISHED:
+        return published.read(_PUBLISHED[config.name], root)
+    if config.name == "digits":
+        return digits.read(seed)
+    if config.name == "npz":
+        return npz.read(_npz_path(config.path, root), config.path)
+    raise InvalidConfig([Violation("data.name", f"must be one of {', '.join(NAMES)}, got {config.name!r}")])
+
+
+def _npz_path(path: str, root: Path | None) -> Path:
+    """Where `path` is; with a root, never outside it, whoever sent the path."""
+    if "\0" in path or (root and (path in (".", "..") or "/" in path or "\\" in path)):
+        raise InvalidConfig([Violation("data.path", f"must be a plain file name, got {path!r}")])
+    return root / path if root else Path(path)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "augment":  # the one name here that needs torch
+        from bll.data.augmentation import augment
+
+        return augment
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,151 @@
+"""A data set in memory, and the rule that splits it. numpy only.
+
+Every draw is keyed: it depends on the seed, its purpose and its epoch, and on nothing that happened before,
+so that any process at any time draws the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bll.config import Augmentation, DataConfig
+from bll.errors import InvalidConfig, Violation
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs and targets, row by row."""
+
+    inputs: NDArray[np.uint8] | NDArray[np.float32]
+    """uint8 images or float32 images [rows, C, H, W], or float32 vectors [rows, F]."""
+    targets: NDArray[np.int64]
+    """Class of each row, [rows]."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set, split for one run."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    """No rows only where a user's file has none."""
+    class_names: tuple[str, ...]
+    digest: str
+    """SHA-256 of the content before the split, in hex: the same for every seed and every way the content is stored."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.train.inputs.shape[1:]
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What `load` would return, without its arrays."""
+
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    digest: str
+    is_image: bool
+
+
+@dataclass(frozen=True)
+class Content:
+    """A data set as it is stored: before validation rows are set aside."""
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    digest: str
+
+
+class Draw(IntEnum):
+    """What a keyed permutation is for: two purposes never share their numbers."""
+
+    EPOCH = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+def permutation(rows: int, seed: int, purpose: Draw, number: int = 0) -> NDArray[np.int64]:
+    """The order of `rows` rows that (seed, purpose, number) stands for.
+
+    Sorts a Philox stream's raw words rather than calling `Generator.permutation`, whose algorithm numpy may change
+    from one release to the next; a bit generator's stream is promised to stay.
+    """
+    words = np.random.Philox(key=seed | (purpose << 32 | number) << 64).random_raw(rows)
+    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+
+
+def split_rows(config: DataConfig, rows: int) -> tuple[int, int]:
+    """Rows for training and rows for validation, out of `rows`. Raises InvalidConfig when there are too few."""
+    validation = config.validation_rows or max(1, rows // 10)
+    if validation >= rows:
+        raise _invalid(
+            "validation_rows", f"must leave at least 1 of the {rows} training rows of '{config.name}', got {validation}"
+        )
+    left = rows - validation
+    if config.train_rows > left:
+        raise _invalid(
+            "train_rows",
+            f"must be at most {left} ({rows} rows of '{config.name}' less {validation} for validation), "
+            f"got {config.train_rows}",
+        )
+    return config.train_rows or left, validation
+
+
+def split(content: Content, config: DataConfig, seed: int) -> Dataset:
+    """`content` with validation rows set aside: the first of a seeded permutation; the next are for training."""
+    train_rows, validation_rows = split_rows(config, len(content.train))
+    check_augmentation(config, content.train.inputs.shape[1:])
+    order = permutation(len(content.train), seed, Draw.VALIDATION)
+    return Dataset(
+        name=config.name,
+        train=take(content.train, order[validation_rows : validation_rows + train_rows]),
+        validation=take(content.train, order[:validation_rows]),
+        test=content.test,
+        class_names=content.class_names,
+        digest=content.digest,
+    )
+
+
+def check_augmentation(config: DataConfig, input_shape: tuple[int, ...]) -> None:
+    """Raise InvalidConfig where rows of `input_shape` are no images but are to be augmented as such."""
+    if config.augmentation is not Augmentation.NONE and len(input_shape) != 3:
+        raise _invalid(
+            "augmentation",
+            f"must be 'none' for rows of shape {list(input_shape)}, which are no images, got '{config.augmentation}'",
+        )
+
+
+def take(rows: Split, indices: NDArray[np.int64]) -> Split:
+    """The rows at `indices`, copied."""
+    return Split(rows.inputs[indices], rows.targets[indices])
+
+
+def content_digest(arrays: Mapping[str, Split], class_names: Sequence[str]) -> str:
+    """SHA-256 over names, types, shapes and little-endian values of `arrays`, and the class names."""
+    digest = hashlib.sha256(repr(tuple(class_names)).encode())
+    for name, rows in arrays.items():
+        for array in (rows.inputs, rows.targets):
+            stored = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+            digest.update(f"{name} {stored.dtype.str} {stored.shape}".encode())
+            digest.update(stored.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _invalid(field: str, description: str) -> InvalidConfig:
+    return InvalidConfig([Violation(f"data.{field}", description)])

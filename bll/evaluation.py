@@ -1,0 +1,54 @@
+"""Scores of predictive distributions, gathered batch by batch. numpy only."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bll.events import Scores
+
+BINS = 15
+"""Equal bins of confidence of the calibration error; a bin holds its upper edge."""
+
+
+class ScoreMeter:
+    """Accuracy, NLL, calibration error and Brier score of all rows added; their order does not matter.
+
+    Sums are in float64, so that millions of rows change the scores by less than 1e-9 however they are batched.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._one_hot_CC = np.eye(num_classes)
+        self._edges = np.linspace(0.0, 1.0, BINS + 1)
+        self._rows = 0
+        self._nll_nats = 0.0
+        self._brier = 0.0
+        self._bin_confidence = np.zeros(BINS)
+        self._bin_correct = np.zeros(BINS)
+
+    def add(self, log_probs_BC: NDArray[np.floating], targets_B: NDArray[np.integer]) -> None:
+        """Count rows with log-probabilities log p(y|x), normalised over the classes, and their true classes."""
+        log_probs_BC = log_probs_BC.astype(np.float64)
+        probs_BC = np.exp(log_probs_BC)
+        rows = len(targets_B)
+        predicted_B = log_probs_BC.argmax(axis=1)
+        confidence_B = probs_BC[np.arange(rows), predicted_B]
+        # Rounding may leave a confidence just above 1; it belongs to the last bin, as NaN, which sorts last, does.
+        bin_B = np.clip(np.searchsorted(self._edges, confidence_B, side="left") - 1, 0, BINS - 1)
+        self._rows += rows
+        self._nll_nats -= float(log_probs_BC[np.arange(rows), targets_B].sum())
+        self._brier += float(((probs_BC - self._one_hot_CC[targets_B]) ** 2).sum())
+        self._bin_confidence += np.bincount(bin_B, weights=confidence_B, minlength=BINS)
+        self._bin_correct += np.bincount(bin_B, weights=predicted_B == targets_B, minlength=BINS)
+
+    def scores(self) -> Scores:
+        """Scores of the rows so far. Raises ValueError when there are none."""
+        if not self._rows:
+            raise ValueError("no rows to score")
+        return Scores(
+            accuracy=float(self._bin_correct.sum() / self._rows),
+            nll_nats=self._nll_nats / self._rows,
+            # sum_b (n_b / n) |accuracy_b - confidence_b|: the bins' own counts cancel.
+            ece=float(np.abs(self._bin_correct - self._bin_confidence).sum() / self._rows),
+            brier=self._brier / self._rows,
+        )
