@@ -1,8 +1,8 @@
 """Generate the Python modules of bll.v1 and the descriptor set of the KServe v2 contract.
 
-    python proto/generate.py           write them
-    python proto/generate.py --check   exit 1 and name the files that are stale
-    python proto/generate.py --image FILE   write all of bll.v1 with its imports, for `buf lint` and `buf breaking`
+python proto/generate.py           write them
+python proto/generate.py --check   exit 1 and name the files that are stale
+python proto/generate.py --image FILE   write all of bll.v1 with its imports, for `buf lint` and `buf breaking`
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def generate(target: Path) -> None:
     """Write every generated file below `target`."""
     _protoc(
         f"--python_out={target}",
-        f"--mypy_out={target}",
+        f"--mypy_out=quiet:{target}",
         f"--grpc_python_out={target}",
-        f"--mypy_grpc_out={target}",
+        f"--mypy_grpc_out=quiet:{target}",
         *map(str, V1),
     )
     if OIP:
         (target / OIP_SET).parent.mkdir(parents=True, exist_ok=True)
         # A stub for the type checker, no module: the classes are made in a private pool at run time.
-        _protoc(f"--descriptor_set_out={target / OIP_SET}", f"--mypy_out={target}", *map(str, OIP))
+        _protoc(f"--descriptor_set_out={target / OIP_SET}", f"--mypy_out=quiet:{target}", *map(str, OIP))
 
 
 def image(target: Path) -> None:
