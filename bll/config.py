@@ -86,8 +86,9 @@ class LearningRateSchedule(StrEnum):
 
 
 class ExecutorName(StrEnum):
-    """Who runs the blocks."""
+    """Who runs the blocks. `auto`: threads in `bll.fit`, processes in a served job."""
 
+    AUTO = "auto"
     SEQUENTIAL = "sequential"
     THREADS = "threads"
     PROCESSES = "processes"
@@ -301,7 +302,7 @@ class OptimizerConfig:
 class ExecutorConfig:
     """Who runs the blocks, and how. Nothing here but `threads_per_block` may change the result."""
 
-    name: ExecutorName = ExecutorName.PROCESSES
+    name: ExecutorName = ExecutorName.AUTO
     threads_per_block: int = 1
     """Intra-operation threads of each block, 1 to 256; 1 and 2 differ in the last bits."""
     messages_in_flight: int = 4

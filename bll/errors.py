@@ -9,6 +9,8 @@
     └── ExportError       the exported graph does not answer as the network does
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 
@@ -31,6 +33,9 @@ class InvalidConfig(BllError):
         self.violations = tuple(violations)
         super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
 
+    def __reduce__(self) -> tuple[type[InvalidConfig], tuple[list[Violation]]]:
+        return InvalidConfig, (list(self.violations),)
+
 
 class DataError(BllError):
     """A data set is unknown, missing, damaged, or does not fit its description."""
@@ -43,6 +48,9 @@ class BlockFailed(BllError):
         self.block = block
         self.reason = reason
         super().__init__(f"block {block}: {reason}")
+
+    def __reduce__(self) -> tuple[type[BlockFailed], tuple[int, str]]:
+        return BlockFailed, (self.block, self.reason)
 
 
 class Diverged(BllError):

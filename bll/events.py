@@ -19,13 +19,13 @@ class BlockProgress:
     loss_nats: float
     """Mean local loss L_k."""
     kl_nats: float
-    """Mean KL(rho_k || alpha_k)."""
+    """Mean KL(rho_k || alpha_k) over the rows of the last step, at the mixing in force."""
     accuracy: float
     """Fraction of training rows that the exit p_k(y|x) gets right."""
     posterior_variance: float
-    """Mean target-marginalised posterior variance of z_k's units."""
+    """Mean target-marginalised posterior variance of z_k's units, over the rows of the last step."""
     agreement: float
-    """Mean cosine between alpha's natural parameters and the target's backward message, both centred over the batch."""
+    """Mean cosine between forward and backward message over the rows of the last step, both centred: -1 to 1."""
     mixing: float
     """m in force."""
     samples_per_s: float

@@ -254,14 +254,18 @@ class _ExecutorNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Executor
     EXECUTOR_NAME_SEQUENTIAL: _ExecutorName.ValueType  # 1
     EXECUTOR_NAME_THREADS: _ExecutorName.ValueType  # 2
     EXECUTOR_NAME_PROCESSES: _ExecutorName.ValueType  # 3
+    EXECUTOR_NAME_AUTO: _ExecutorName.ValueType  # 4
+    """AUTO is PROCESSES in a served job."""
 
 class ExecutorName(_ExecutorName, metaclass=_ExecutorNameEnumTypeWrapper):
-    """ExecutorName is who runs the blocks. Absence means PROCESSES."""
+    """ExecutorName is who runs the blocks. Absence means AUTO."""
 
 EXECUTOR_NAME_UNSPECIFIED: ExecutorName.ValueType  # 0
 EXECUTOR_NAME_SEQUENTIAL: ExecutorName.ValueType  # 1
 EXECUTOR_NAME_THREADS: ExecutorName.ValueType  # 2
 EXECUTOR_NAME_PROCESSES: ExecutorName.ValueType  # 3
+EXECUTOR_NAME_AUTO: ExecutorName.ValueType  # 4
+"""AUTO is PROCESSES in a served job."""
 Global___ExecutorName: _TypeAlias = ExecutorName  # noqa: Y015
 
 @_typing.final
@@ -942,13 +946,13 @@ class BlockProgress(_message.Message):
     loss_nats: _builtins.float
     """loss_nats is the mean local loss L_k."""
     kl_nats: _builtins.float
-    """kl_nats is the mean KL(rho_k || alpha_k)."""
+    """kl_nats is the mean KL(rho_k || alpha_k) of the last step."""
     accuracy: _builtins.float
     """accuracy is that of the exit p_k(y|x) on training rows."""
     posterior_variance: _builtins.float
-    """posterior_variance is the mean target-marginalised variance of z_k's units."""
+    """posterior_variance is the mean target-marginalised variance of z_k's units in the last step."""
     agreement: _builtins.float
-    """agreement is the mean cosine between forward and backward message."""
+    """agreement is the mean cosine between forward and backward message in the last step, both centred."""
     mixing: _builtins.float
     """mixing is m in force."""
     samples_per_s: _builtins.float

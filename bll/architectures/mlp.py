@@ -1,0 +1,29 @@
+"""Multi-layer perceptron on flattened samples."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from bll.architectures.layers import KeyedDropout, Layer
+from bll.config import NetworkConfig
+
+
+def mlp(config: NetworkConfig, input_shape: tuple[int, ...]) -> list[Layer]:
+    """One dense layer per entry of `config.widths`: linear, batch normalisation, ReLU, dropout."""
+    units = [math.prod(input_shape), *config.widths]
+    return [
+        Layer(f"dense {inputs}->{outputs}", lambda i=inputs, o=outputs: _dense(i, o, config.dropout))  # type: ignore[misc]
+        for inputs, outputs in zip(units, units[1:], strict=False)
+    ]
+
+
+def _dense(inputs: int, outputs: int, dropout: float) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(inputs, outputs, bias=False),
+        nn.BatchNorm1d(outputs),
+        nn.ReLU(),
+        KeyedDropout(dropout),
+    )

@@ -1,0 +1,159 @@
+"""A process a block, from a forkserver that has torch loaded; messages through shared-memory rings.
+
+Who watches whom: the parent sees a worker's death by its sentinel and ends the others; a worker sees its parent's
+death by the end of a pipe that only the parent holds, and ends itself. Nothing outlives the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing import connection, forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import NoReturn
+
+import torch
+
+from bll import data
+from bll.errors import BllError, BlockFailed
+from bll.executors.base import wire
+from bll.executors.ring import RingChannel
+from bll.worker import BlockEnded, BlockWorker, Links, Run, WorkerEvent, run_block
+
+_ENVIRONMENT = {
+    # Waiting threads sleep: blocks share the cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Keep freed activations in the heap; giving them back costs about 2,000 page faults a step.
+    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # the largest that glibc accepts
+}
+
+
+class ProcessExecutor:
+    """Runs each block in a process of its own."""
+
+    def __init__(self) -> None:
+        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self._stop = self._context.RawValue(ctypes.c_bool, False)
+        self._processes: list[ForkServerProcess] = []
+        self._events: list[Connection] = []
+        self._lifelines: list[Connection] = []
+        self._links: list[Links] = []
+
+    def launch(self, run: Run) -> None:
+        self._context.set_forkserver_preload([__name__])
+        with _environment(_ENVIRONMENT):
+            forkserver.ensure_running()
+        # Kept: a semaphore's name is gone with the parent's object, and a child looks it up when it starts.
+        self._links = wire(
+            run.plan,
+            lambda slots, size_bytes: RingChannel(self._context, slots, size_bytes),
+            emit=_unwired,
+            stop_requested=_unwired,
+        )
+        for index, link in enumerate(self._links):
+            events, sender = self._context.Pipe(duplex=False)
+            lifeline, held = self._context.Pipe(duplex=False)
+            channels = (link.inbox, link.outbox, link.tables_in, link.tables_out)
+            process = self._context.Process(
+                target=_work,
+                args=(run, index, channels, sender, lifeline, self._stop),
+                name=f"block-{index}",
+                daemon=True,
+            )
+            process.start()
+            sender.close()
+            lifeline.close()
+            self._processes.append(process)
+            self._events.append(events)
+            self._lifelines.append(held)
+
+    def events(self) -> Iterator[WorkerEvent]:
+        running = {events: index for index, events in enumerate(self._events)}
+        try:
+            while running:
+                for ready in connection.wait(list(running)):
+                    assert isinstance(ready, Connection)
+                    index = running[ready]
+                    try:
+                        event = ready.recv()
+                    except EOFError:
+                        raise self._died(index) from None
+                    if isinstance(event, BlockEnded):
+                        del running[ready]
+                    if isinstance(event, Exception):
+                        raise event
+                    yield event
+        finally:
+            self._end()
+
+    def stop(self) -> None:
+        self._stop.value = True
+
+    def _died(self, index: int) -> BlockFailed:
+        process = self._processes[index]
+        process.join()
+        code = process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return BlockFailed(index, f"its process (pid {process.pid}) {how}")
+
+    def _end(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+        for end in (*self._events, *self._lifelines):
+            end.close()
+
+
+def _work(
+    run: Run,
+    index: int,
+    channels: tuple[RingChannel | None, RingChannel | None, RingChannel | None, RingChannel | None],
+    events: Connection,
+    lifeline: Connection,
+    stop: ctypes.c_bool,
+) -> None:
+    """The life of a worker process."""
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    torch.set_num_threads(run.plan.config.executor.threads_per_block)
+    links = Links(*channels, emit=events.send, stop_requested=lambda: bool(stop.value))
+    try:
+        dataset = data.load(run.plan.config.data, run.plan.config.seed, run.data_root)
+        for _ in run_block(BlockWorker(run, index, dataset, links)):
+            pass
+    except BllError as error:
+        events.send(error)
+    except Exception as error:
+        sys.excepthook(*sys.exc_info())  # the trace goes to the log; the parent gets one line
+        events.send(BlockFailed(index, repr(error)))
+
+
+def _end_with_parent(lifeline: Connection) -> NoReturn:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()
+    os._exit(1)
+
+
+def _unwired(*_: object) -> NoReturn:
+    raise AssertionError("workers wire these themselves")
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for children started inside the block, unless the user has set them."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

@@ -1,0 +1,100 @@
+"""A thread a block in one process: torch releases the interpreter lock inside its operations, so blocks overlap."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import torch
+
+from bll import data
+from bll.errors import BllError, BlockFailed
+from bll.executors.base import intra_op_threads, wire
+from bll.messages import Aborted, Packet
+from bll.worker import BlockEnded, BlockWorker, Run, WorkerEvent, run_block
+
+
+_POLL_S = 0.2
+"""How long a waiting worker may take to notice that the run is being torn down."""
+
+
+class QueueChannel:
+    """A bounded line between two threads."""
+
+    def __init__(self, slots: int, aborted: threading.Event) -> None:
+        self._packets: queue.Queue[Packet] = queue.Queue(slots)
+        self._aborted = aborted
+
+    def send(self, packet: Packet) -> None:
+        while not self._aborted.is_set():
+            try:
+                return self._packets.put(packet, timeout=_POLL_S)
+            except queue.Full:
+                continue
+        raise Aborted
+
+    def receive(self) -> Packet:
+        while not self._aborted.is_set():
+            try:
+                return self._packets.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+        raise Aborted
+
+
+class ThreadExecutor:
+    """Runs each block in a thread of the caller's process."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._aborted = threading.Event()
+        self._events: queue.SimpleQueue[WorkerEvent | tuple[int, Exception]] = queue.SimpleQueue()
+        self._workers: list[BlockWorker] = []
+        self._threads_per_block = 1
+
+    def launch(self, run: Run) -> None:
+        dataset = data.load(run.plan.config.data, run.plan.config.seed, run.data_root)
+        self._threads_per_block = run.plan.config.executor.threads_per_block
+        links = wire(
+            run.plan, lambda slots, _size: QueueChannel(slots, self._aborted), self._events.put, self._stop.is_set
+        )
+        # Built here, one after the other: initial weights are drawn from torch's global generator.
+        self._workers = [BlockWorker(run, index, dataset, link) for index, link in enumerate(links)]
+
+    def events(self) -> Iterator[WorkerEvent]:
+        threads = [
+            threading.Thread(target=self._work, args=(worker,), name=f"block-{worker.index}", daemon=True)
+            for worker in self._workers
+        ]
+        with intra_op_threads(self._threads_per_block):
+            try:
+                for thread in threads:
+                    thread.start()
+                running = len(threads)
+                while running:
+                    event = self._events.get()
+                    if isinstance(event, tuple):
+                        block, error = event
+                        raise error if isinstance(error, BllError) else BlockFailed(block, repr(error)) from error
+                    running -= isinstance(event, BlockEnded)
+                    yield event
+            finally:
+                self._aborted.set()
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _work(self, worker: BlockWorker) -> None:
+        torch.set_num_threads(self._threads_per_block)
+        try:
+            for _ in run_block(worker):
+                if self._aborted.is_set():
+                    return
+        except Aborted:
+            return
+        except Exception as error:
+            self._events.put((worker.index, error))

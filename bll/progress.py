@@ -1,0 +1,97 @@
+"""How a block fares: sums over steps that cost next to nothing, reported a few times an epoch.
+
+Shapes: B batch, C classes, P natural parameters per unit, D units.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bll.errors import Diverged
+from bll.events import BlockProgress
+from bll.families import Family, kl_divergence, product
+from bll.losses import LocalLoss
+from bll.plan import Plan
+from bll.twins import ClassTable
+from bll.uncertainty import marginal_posterior
+
+REPORTS_PER_EPOCH = 10
+
+
+class ProgressMeter:
+    """Gathers the training statistics of one block between two reports."""
+
+    def __init__(self, block: int, plan: Plan) -> None:
+        self.block = block
+        self.plan = plan
+        self.interval = max(1, plan.steps_per_epoch // REPORTS_PER_EPOCH)
+        self._clear()
+
+    def add(self, local: LocalLoss, targets_B: Tensor) -> None:
+        """Count one step. Nothing is read back from the device."""
+        with torch.no_grad():
+            self.loss += local.loss_B.mean()
+            self.correct += (local.log_probs_BC.argmax(1) == targets_B).sum()
+        self.steps += 1
+        self.rows += len(targets_B)
+
+    def waited(self, seconds: float) -> None:
+        """Count time spent waiting for a neighbour."""
+        self.wait_s += seconds
+
+    def restart_clock(self) -> None:
+        """Leave what came before out of the throughput."""
+        self.since = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether to report after `step` steps: every tenth of an epoch, and at its end."""
+        in_epoch = step % self.plan.steps_per_epoch
+        return in_epoch == 0 or in_epoch % self.interval == 0
+
+    def report(
+        self, step: int, family: Family, alpha_BPD: Tensor, table: ClassTable, targets_B: Tensor, mixing: float
+    ) -> BlockProgress:
+        """The statistics since the last report, with those of the messages of the last step. Then starts afresh.
+
+        Raises Diverged if the loss is not finite.
+        """
+        self.check_finite(step)
+        with torch.no_grad():
+            beta_BPD = table.beta_CPD[targets_B]
+            kl_B = kl_divergence(family, product(alpha_BPD, beta_BPD, mixing), alpha_BPD).sum(-1)
+            posterior = marginal_posterior(family, alpha_BPD, table)
+            forward_BX = (alpha_BPD - alpha_BPD.mean(0)).flatten(1)
+            backward_BX = (table.beta_CPD - table.beta_CPD.mean(0))[targets_B].flatten(1)
+            agreement_B = F.cosine_similarity(forward_BX, backward_BX, dim=1)
+        seconds = time.monotonic() - self.since
+        result = BlockProgress(
+            block=self.block,
+            epoch=(step - 1) // self.plan.steps_per_epoch,
+            step=step,
+            loss_nats=float(self.loss) / self.steps,
+            kl_nats=float(kl_B.mean()),
+            accuracy=int(self.correct) / self.rows,
+            posterior_variance=float(posterior.variance_BD.mean()),
+            agreement=float(agreement_B.mean()),
+            mixing=mixing,
+            samples_per_s=self.rows / seconds,
+            wait_s=self.wait_s,
+        )
+        self._clear()
+        return result
+
+    def check_finite(self, step: int) -> None:
+        """Raises Diverged if a loss since the last report was not finite."""
+        if not torch.isfinite(self.loss):
+            raise Diverged(f"block {self.block}: the local loss is {float(self.loss)} at step {step}")
+
+    def _clear(self) -> None:
+        self.loss = torch.zeros(())
+        self.correct = torch.zeros((), dtype=torch.int64)
+        self.steps = self.rows = 0
+        self.wait_s = 0.0
+        self.restart_clock()

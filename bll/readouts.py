@@ -1,0 +1,71 @@
+"""Readouts: from a block's output to the natural parameters of alpha_k(z_k).
+
+The readout's latent is what is matched with the backward message; the next block receives the block's output itself.
+Shapes: B batch, F features, P natural parameters per unit, D units.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bll.config import LatentConfig, ReadoutName
+from bll.families import Family
+
+
+class Readout(nn.Module):
+    """Pools an image to a coarse grid, flattens, maps to natural parameters through zero or one hidden layer."""
+
+    def __init__(self, input_shape: tuple[int, ...], family: Family, config: LatentConfig) -> None:
+        super().__init__()
+        self.family = family
+        self.units = config.units
+        layers: list[nn.Module] = []
+        features = math.prod(input_shape)
+        if len(input_shape) == 3:
+            channels, height, width = input_shape
+            grid = (min(config.readout_grid, height), min(config.readout_grid, width))
+            layers.append(GridPool((height, width), grid))
+            features = channels * grid[0] * grid[1]
+        layers.append(nn.Flatten())
+        outputs = family.num_parameters * config.units
+        if config.readout is ReadoutName.HIDDEN:
+            layers += [nn.Linear(features, config.readout_units), nn.BatchNorm1d(config.readout_units), nn.ReLU()]
+            features = config.readout_units
+        layers.append(nn.Linear(features, outputs))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """alpha_k's natural parameters, shape (B, P, D)."""
+        raw = self.layers(hidden).unflatten(1, (self.family.num_parameters, self.units))
+        return self.family.natural(raw)
+
+
+class GridPool(nn.Module):
+    """Mean over the cells of a grid, as adaptive average pooling defines them.
+
+    Two small matrix products instead of the adaptive operator: the same numbers, with a graph that ONNX has for
+    every ratio of sizes.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, size: tuple[int, int], grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("rows", _cell_means(size[0], grid[0]), persistent=False)
+        self.register_buffer("columns", _cell_means(size[1], grid[1]).T.contiguous(), persistent=False)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.rows @ images_BCHW @ self.columns
+
+
+def _cell_means(size: int, cells: int) -> Tensor:
+    """Matrix (cells, size) whose product with a vector is the mean of each cell."""
+    matrix = torch.zeros(cells, size)
+    for cell in range(cells):
+        start, end = cell * size // cells, -(-(cell + 1) * size // cells)
+        matrix[cell, start:end] = 1 / (end - start)
+    return matrix

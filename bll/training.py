@@ -1,0 +1,95 @@
+"""From a plan to a trained model: launch the blocks, pass on their events, commit their checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from bll import checkpoint
+from bll.config import ExecutorConfig, ExecutorName, TrainingConfig, to_dict
+from bll.events import CheckpointSaved, Event, RunEnded
+from bll.executors import make_executor
+from bll.model import TrainedModel
+from bll.partition import resolve
+from bll.plan import Plan
+from bll.worker import BlockEnded, BlockSaved, Run
+
+
+class Training:
+    """One run in a folder of its own. Made again on the same folder, it goes on from the newest checkpoint."""
+
+    def __init__(self, plan: Plan, run_dir: Path, root: Path | None = None) -> None:
+        self.plan = plan
+        self.run_dir = run_dir
+        self.root = root
+        self._executor = make_executor(plan.config.executor.name)
+
+    def events(self) -> Iterator[Event]:
+        """Train, and tell. The last event is RunEnded; closing the iterator earlier ends the workers.
+
+        Raises BlockFailed, Diverged, CheckpointError or DataError.
+        """
+        digest = _digest(self.plan)
+        start = checkpoint.newest(self.run_dir, digest) or 0
+        ended: list[int] = []
+        if start == self.plan.total_steps:
+            yield RunEnded(start, finished=True)
+            return
+        saved: dict[int, dict[int, str]] = defaultdict(dict)
+        self._executor.launch(Run(self.plan, digest, self.run_dir, self.root, start))
+        with closing(self._executor.events()) as events:  # type: ignore[type-var]
+            for event in events:
+                match event:
+                    case BlockSaved(block, step, file_digest):
+                        saved[step][block] = file_digest
+                        if len(saved[step]) == self.plan.num_blocks:
+                            checkpoint.commit(self.run_dir, step, saved.pop(step), digest)
+                            yield CheckpointSaved(step, epoch=(step - 1) // self.plan.steps_per_epoch)
+                    case BlockEnded(_, step):
+                        ended.append(step)
+                    case _:
+                        yield event
+        yield RunEnded(ended[0], finished=ended[0] == self.plan.total_steps)
+
+    def stop(self) -> None:
+        """Ask for an end at the next marker, with a checkpoint. From any thread or signal handler; repeatable."""
+        self._executor.stop()
+
+    def model(self) -> TrainedModel:
+        """The network of the newest checkpoint. Raises CheckpointError if there is none, or it is damaged."""
+        return TrainedModel.load(self.plan, self.run_dir, _digest(self.plan), self.root)
+
+
+def fit(
+    config: TrainingConfig | None = None,
+    *,
+    run_dir: Path | None = None,
+    data_root: Path | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> TrainedModel:
+    """Train to the end and return the model.
+
+    `run_dir` keeps checkpoints, and a second call with it goes on from there; without it they are temporary.
+    `data_root` is where data sets are looked for first. `on_event` sees each event as it comes.
+    Raises InvalidConfig or DataError before anything is trained, BlockFailed, Diverged or CheckpointError after.
+    """
+    plan = resolve(config or TrainingConfig(), data_root, auto=ExecutorName.THREADS)
+    with tempfile.TemporaryDirectory(prefix="bll-") as temporary:
+        training = Training(plan, run_dir or Path(temporary), data_root)
+        for event in training.events():
+            if on_event:
+                on_event(event)
+        return training.model()
+
+
+def _digest(plan: Plan) -> str:
+    """SHA-256 of what determines the weights: the config less what executors are free in, and the data."""
+    executor = ExecutorConfig(threads_per_block=plan.config.executor.threads_per_block)
+    values = {"config": to_dict(replace(plan.config, executor=executor)), "data": plan.dataset_digest}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,301 @@
+"""`run_block`: the loop of one block. The only code that steps an optimizer, on every executor.
+
+Shapes: B batch, C classes, P natural parameters per unit, D units, K exits so far.
+
+Every worker walks through the same schedule (train steps, evaluation batches, checkpoints), which follows from the
+plan alone. Block k computes msg_k(t) with theta_k after exactly t updates, whatever the timing, so the result does
+not depend on who runs the blocks (method, section 5).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bll import checkpoint, data
+from bll.blocks import Block, build_block
+from bll.config import Augmentation
+from bll.data import Dataset
+from bll.errors import CheckpointError
+from bll.exits import EvaluationMeter
+from bll.events import BlockProgress, Evaluation
+from bll.losses import evidence_loss, exit_log_probs
+from bll.messages import Channel, Kind, Packet
+from bll.mixing import mixing_at
+from bll.optimizers import BlockOptimizer
+from bll.plan import Plan
+from bll.progress import ProgressMeter
+from bll.seeding import derive
+from bll.twins import ClassTable
+
+
+@dataclass(frozen=True)
+class BlockSaved:
+    """A worker has written its part of the cut after `step` steps."""
+
+    block: int
+    step: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class BlockEnded:
+    """A worker has ended in order, after `step` steps."""
+
+    block: int
+    step: int
+
+
+WorkerEvent = BlockProgress | Evaluation | BlockSaved | BlockEnded
+
+
+@dataclass(frozen=True)
+class Links:
+    """A block's connections. None where there is no neighbour, or no tables flow."""
+
+    inbox: Channel | None
+    """Messages from the left."""
+    outbox: Channel | None
+    """Messages to the right."""
+    tables_in: Channel | None
+    """Class tables from the right."""
+    tables_out: Channel | None
+    """Class tables to the left."""
+    emit: Callable[[WorkerEvent], None]
+    stop_requested: Callable[[], bool]
+    """Asked by the first block before each step."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every worker of a run must know."""
+
+    plan: Plan
+    config_digest: str
+    run_dir: Path
+    data_root: Path | None
+    start_step: int
+    """Steps done at the checkpoint to go on from; 0 = from the beginning."""
+
+
+def run_block(worker: BlockWorker) -> Iterator[None]:
+    """Train a block to the end of the plan or to a stop marker, yielding after each action.
+
+    Threads and processes exhaust it; the sequential executor takes turns among the blocks, an action each.
+    """
+    plan, step = worker.plan, worker.run.start_step
+    worker.publish_tables()
+    yield
+    while step < plan.total_steps:
+        if worker.stop_before(step):
+            worker.save(step)
+            break
+        worker.train_step(step)
+        step += 1
+        yield
+        if step % plan.steps_per_epoch == 0:
+            for batch in range(worker.num_validation_batches):
+                worker.evaluate_batch(step, batch)
+                yield
+        if step % plan.config.executor.checkpoint_steps == 0 or step == plan.total_steps:
+            worker.save(step)
+    worker.links.emit(BlockEnded(worker.index, step))
+
+
+class BlockWorker:
+    """One block with its optimizers, its data and its place in the stream."""
+
+    def __init__(self, run: Run, index: int, dataset: Dataset, links: Links) -> None:
+        self.run = run
+        self.plan = run.plan
+        self.config = run.plan.config
+        self.index = index
+        self.links = links
+        self.is_first = index == 0
+        self.is_last = index == run.plan.num_blocks - 1
+        self.block = build_block(run.plan, index, data.statistics(dataset.train) if self.is_first else None)
+        self.family = self.block.readout.family
+        self.optimizer = BlockOptimizer(self.block, self.config.optimizer, run.plan.total_steps)
+        self.dataset = dataset
+        self.train_targets = torch.from_numpy(dataset.train.targets)
+        self.validation_targets = torch.from_numpy(dataset.validation.targets)
+        batch = self.config.batch_size
+        self.num_validation_batches = -(-len(self.validation_targets) // batch)
+        self.order_epoch, self.order = -1, np.empty(0, dtype=np.int64)
+        self.right_version, self.right_CPD = -1, torch.empty(0)
+        self.sent_tables: deque[Tensor] = deque(maxlen=self.config.backward.delay_steps + 1)
+        self.next_packet: Packet | None = None
+        self.progress = ProgressMeter(index, self.plan)
+        self.evaluation: EvaluationMeter | None = None
+        self.saved_step = run.start_step
+        if run.start_step:
+            self._restore(run.start_step)
+
+    # One training step ------------------------------------------------------------------------------------------
+
+    def train_step(self, step: int) -> None:
+        """Receive msg_{k-1}(t), send msg_k(t), then learn from the local loss L_k."""
+        epoch, config = step // self.plan.steps_per_epoch, self.config
+        rows = self._rows(epoch, step % self.plan.steps_per_epoch)
+        targets_B = self.train_targets[rows]
+        hidden = self._training_inputs(step, rows) if self.is_first else self._take(Kind.TRAIN, step)[0]
+        right = self._right_table(step)
+        block, family = self.block, self.family
+        block.train()
+        block.seed_dropout(derive(config.seed, "dropout", self.index, step))
+        hidden = block.layers(hidden)
+        if self.links.outbox:  # before any backward pass: the next block need not wait for it
+            self.links.outbox.send(Packet(Kind.TRAIN, epoch, step, (hidden.detach(),)))
+        alpha_BPD = block.readout(hidden)
+        beta_CPD, offset_C = block.twin(right)
+        mixing = mixing_at(config.mixing, epoch)
+        local = evidence_loss(family, alpha_BPD, beta_CPD, offset_C, targets_B, mixing)
+        local.loss_B.mean().backward()
+        self.optimizer.step(step)
+        self.progress.add(local, targets_B)
+        if self.progress.is_due(step + 1):
+            table = ClassTable(beta_CPD.detach(), offset_C.detach())
+            self.links.emit(self.progress.report(step + 1, family, alpha_BPD.detach(), table, targets_B, mixing))
+        self._publish_table(step + 1)
+
+    def _training_inputs(self, step: int, rows: Tensor) -> Tensor:
+        inputs = torch.from_numpy(data.as_float(self.dataset.train.inputs[rows.numpy()]))
+        if self.config.data.augmentation is Augmentation.NONE:
+            return inputs
+        generator = torch.Generator().manual_seed(derive(self.config.seed, "augment", step))
+        return data.augment(inputs, self.config.data.augmentation, generator)
+
+    def _rows(self, epoch: int, batch: int) -> Tensor:
+        """Rows of one training batch: every worker draws the same, from the seed."""
+        if self.order_epoch != epoch:
+            self.order_epoch = epoch
+            self.order = data.epoch_order(len(self.train_targets), self.config.seed, epoch)
+        size = self.config.batch_size
+        return torch.from_numpy(self.order[batch * size : (batch + 1) * size])
+
+    # Evaluation -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate_batch(self, step: int, batch: int) -> None:
+        """Add this block's exit to one validation batch on its way; the last block keeps the score."""
+        size = self.config.batch_size
+        span = slice(batch * size, (batch + 1) * size)
+        exits: list[Tensor] = []
+        if self.is_first:
+            hidden = torch.from_numpy(data.as_float(self.dataset.validation.inputs[span]))
+        else:
+            hidden, *exits = self._take(Kind.EVALUATE, batch)
+        self.block.eval()
+        hidden = self.block.layers(hidden)
+        table = self.block.twin(self._right_table(step))
+        exit_BC = exit_log_probs(self.family, self.block.readout(hidden), *table)
+        exits_KBC = torch.cat((*exits, exit_BC.unsqueeze(0)))
+        self.progress.restart_clock()
+        epoch = step // self.plan.steps_per_epoch - 1
+        if self.links.outbox:
+            self.links.outbox.send(Packet(Kind.EVALUATE, epoch, batch, (hidden, exits_KBC)))
+            return
+        if batch == 0:
+            self.evaluation = EvaluationMeter("validation", self.plan.num_blocks, self.plan.num_classes)
+        assert self.evaluation is not None
+        self.evaluation.add(exits_KBC.numpy(), self.validation_targets[span].numpy())
+        if batch == self.num_validation_batches - 1:
+            self.links.emit(self.evaluation.evaluation(epoch, step))
+
+    # The stream -------------------------------------------------------------------------------------------------
+
+    def stop_before(self, step: int) -> bool:
+        """Whether the run stops here: on request at the first block, by the marker that it sends at the others."""
+        if self.is_first:
+            stop = self.links.stop_requested()
+        else:
+            self.next_packet = self._receive()
+            stop = self.next_packet.kind is Kind.STOP
+        if stop and self.links.outbox:
+            self.links.outbox.send(Packet(Kind.STOP, step // self.plan.steps_per_epoch, step, ()))
+        return stop
+
+    def _receive(self) -> Packet:
+        assert self.links.inbox is not None
+        before = time.monotonic()
+        packet = self.links.inbox.receive()
+        self.progress.waited(time.monotonic() - before)
+        return packet
+
+    def _take(self, kind: Kind, step: int) -> tuple[Tensor, ...]:
+        """The tensors of the next packet, which the schedule says is `kind` number `step`."""
+        packet, self.next_packet = self.next_packet or self._receive(), None
+        if (packet.kind, packet.step) != (kind, step):
+            raise RuntimeError(f"expected {kind.name} {step} from the left, got {packet.kind.name} {packet.step}")
+        return packet.tensors
+
+    # Backward messages: class tables, right to left -------------------------------------------------------------
+
+    def publish_tables(self) -> None:
+        """Send what the left neighbour needs before its first step: version 0, or those kept in the checkpoint."""
+        if self.links.tables_out is None:
+            return
+        if not self.sent_tables:
+            self._publish_table(0)
+            return
+        first = self.run.start_step - len(self.sent_tables) + 1
+        for version, table in enumerate(self.sent_tables, start=first):
+            self.links.tables_out.send(Packet(Kind.TABLE, 0, version, (table,)))
+
+    def _publish_table(self, version: int) -> None:
+        if self.links.tables_out is None:
+            return
+        with torch.no_grad():
+            beta_CPD = self.block.twin(self._right_table(version)).beta_CPD
+        self.sent_tables.append(beta_CPD.clone())
+        self.links.tables_out.send(Packet(Kind.TABLE, 0, version, (self.sent_tables[-1],)))
+
+    def _right_table(self, step: int) -> Tensor | None:
+        """The right neighbour's table as it was `delay_steps` before `step`, or its first: a fixed rule, so that
+        every executor computes the same."""
+        if self.links.tables_in is None:
+            return None
+        wanted = max(0, step - self.config.backward.delay_steps)
+        while self.right_version < wanted:
+            before = time.monotonic()
+            packet = self.links.tables_in.receive()
+            self.progress.waited(time.monotonic() - before)
+            self.right_version, (self.right_CPD,) = packet.step, packet.tensors
+        if self.right_version != wanted:
+            raise RuntimeError(f"expected table {wanted} from the right, got {self.right_version}")
+        return self.right_CPD
+
+    # Checkpoints ------------------------------------------------------------------------------------------------
+
+    def save(self, step: int) -> None:
+        """Write this block's part of the cut after `step` steps, unless it is there already."""
+        if step == self.saved_step:
+            return
+        self.progress.check_finite(step)
+        with torch.no_grad():
+            table = self.block.twin(self._right_table(step))
+        tensors = {f"block.{name}": tensor for name, tensor in self.block.state_dict().items()}
+        tensors |= {f"table.{name}": tensor.clone() for name, tensor in table._asdict().items()}
+        tensors |= self.optimizer.state()
+        if self.sent_tables:
+            tensors["sent_tables"] = torch.stack(tuple(self.sent_tables))
+        digest = checkpoint.save_block(self.run.run_dir, step, self.index, tensors)
+        self.saved_step = step
+        self.links.emit(BlockSaved(self.index, step, digest))
+
+    def _restore(self, step: int) -> None:
+        tensors = checkpoint.load_block(self.run.run_dir, step, self.index, self.run.config_digest)
+        try:
+            self.block.load_state_dict(checkpoint.below("block.", tensors))
+            self.optimizer.restore(tensors)
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(f"checkpoint of step {step} does not fit block {self.index}: {error}") from error
+        if "sent_tables" in tensors:
+            self.sent_tables.extend(tensors["sent_tables"].unbind())
