@@ -1,0 +1,120 @@
+"""Every unary call, described once for both clients: which method, what is sent, how the answer is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from uuid import uuid4
+
+import grpc
+import numpy as np
+
+from bll_client._convert import read
+from bll_client._errors import InvalidInput
+from bll_client._spec import parse_spec
+from bll_client._types import Array, Head, Job, Model, Prediction
+from bll_proto import tensors
+from bll_proto.v1 import inference_pb2, models_pb2, training_pb2
+from bll_proto.v1.inference_pb2_grpc import InferenceServiceStub
+from bll_proto.v1.models_pb2_grpc import ModelServiceStub
+from bll_proto.v1.training_pb2_grpc import TrainingServiceStub
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Result = TypeVar("Result")
+
+
+class Stubs:
+    """The generated stubs over one channel. Over an aio channel, their calls have to be awaited."""
+
+    def __init__(self, channel: grpc.Channel | grpc.aio.Channel) -> None:
+        self.training = TrainingServiceStub(channel)
+        self.models = ModelServiceStub(channel)
+        self.inference = InferenceServiceStub(channel)
+
+
+@dataclass(frozen=True)
+class Call(Generic[Request, Response, Result]):
+    """One call that is yet to be sent."""
+
+    method: Callable[[Stubs], grpc.UnaryUnaryMultiCallable[Request, Response]]
+    request: Request
+    read: Callable[[Response], Result]
+
+
+@dataclass(frozen=True)
+class Page(Generic[Result]):
+    """Part of a list; an empty `next_token` marks the last."""
+
+    items: tuple[Result, ...]
+    next_token: str
+
+
+def job_name(name: str) -> str:
+    """`jobs/{id}`, from that or from the bare id."""
+    return name if name.startswith("jobs/") else f"jobs/{name}"
+
+
+def model_name(name: str) -> str:
+    """`models/{id}` and what follows it, from that or from the bare id."""
+    return name if name.startswith("models/") else f"models/{name}"
+
+
+def create_job(
+    spec: training_pb2.JobSpec | Mapping[str, Any], job_id: str | None, request_id: str | None, validate_only: bool
+) -> Call[training_pb2.CreateJobRequest, training_pb2.CreateJobResponse, Job]:
+    """Raises InvalidSpec."""
+    request = training_pb2.CreateJobRequest(
+        job=training_pb2.Job(spec=spec if isinstance(spec, training_pb2.JobSpec) else parse_spec(spec)),
+        job_id=job_id or "",
+        request_id=request_id or str(uuid4()),
+        validate_only=validate_only,
+    )
+    return Call(lambda stubs: stubs.training.CreateJob, request, lambda response: read(Job, response.job))
+
+
+def get_job(name: str) -> Call[training_pb2.GetJobRequest, training_pb2.GetJobResponse, Job]:
+    request = training_pb2.GetJobRequest(name=job_name(name))
+    return Call(lambda stubs: stubs.training.GetJob, request, lambda response: read(Job, response.job))
+
+
+def list_jobs(page_token: str) -> Call[training_pb2.ListJobsRequest, training_pb2.ListJobsResponse, Page[Job]]:
+    return Call(
+        lambda stubs: stubs.training.ListJobs,
+        training_pb2.ListJobsRequest(page_token=page_token),
+        lambda response: Page(tuple(read(Job, job) for job in response.jobs), response.next_page_token),
+    )
+
+
+def cancel_job(name: str) -> Call[training_pb2.CancelJobRequest, training_pb2.CancelJobResponse, Job]:
+    request = training_pb2.CancelJobRequest(name=job_name(name))
+    return Call(lambda stubs: stubs.training.CancelJob, request, lambda response: read(Job, response.job))
+
+
+def list_models(page_token: str) -> Call[models_pb2.ListModelsRequest, models_pb2.ListModelsResponse, Page[Model]]:
+    return Call(
+        lambda stubs: stubs.models.ListModels,
+        models_pb2.ListModelsRequest(page_token=page_token),
+        lambda response: Page(tuple(read(Model, model) for model in response.models), response.next_page_token),
+    )
+
+
+def get_model(name: str) -> Call[models_pb2.GetModelRequest, models_pb2.GetModelResponse, Model]:
+    request = models_pb2.GetModelRequest(name=model_name(name))
+    return Call(lambda stubs: stubs.models.GetModel, request, lambda response: read(Model, response.model))
+
+
+def predict(
+    model: str, inputs: Array, head: Head | str
+) -> Call[inference_pb2.PredictRequest, inference_pb2.PredictResponse, Prediction]:
+    """Raises InvalidInput."""
+    try:
+        head = Head(head)
+        tensor = tensors.to_tensor(np.asarray(inputs))
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    request = inference_pb2.PredictRequest(
+        model=model_name(model), input=tensor, head=inference_pb2.Head.Value(f"HEAD_{head.name}")
+    )
+    return Call(lambda stubs: stubs.inference.Predict, request, lambda response: read(Prediction, response))

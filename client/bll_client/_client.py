@@ -1,0 +1,182 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from bll_client import _calls
+from bll_client._calls import Call, Page, Stubs
+from bll_client._channel import (
+    DEFAULT_DOWNLOAD_TIMEOUT,
+    DEFAULT_RECONNECT,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT,
+    OPTIONS,
+)
+from bll_client._download import Download
+from bll_client._errors import call_error
+from bll_client._types import Array, Head, Job, JobEvent, Model, Prediction
+from bll_client._watch import Watch
+from bll_proto.v1.models_pb2 import DownloadModelRequest
+from bll_proto.v1.training_pb2 import JobSpec
+
+Result = TypeVar("Result")
+
+
+class Client:
+    """Talks to one bll server. Safe to share among threads; close it, or use it in a `with` statement.
+
+    Calls that find the server unavailable are tried again a few times, which is safe for every one of them.
+    Every method raises a CallError when the server refuses or does not answer in time.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: timedelta = DEFAULT_TIMEOUT,
+        reconnect: timedelta = DEFAULT_RECONNECT,
+    ) -> None:
+        """Connects when the first call is made.
+
+        `target` is `host:port`, `timeout` the deadline of every call that has one answer (its retries included), and
+        `reconnect` how long a watcher tries to get back to a server that has gone.
+        """
+        self._channel = grpc.insecure_channel(target, OPTIONS)
+        self._stubs = Stubs(self._channel)
+        self._timeout_s = timeout.total_seconds()
+        self._reconnect = reconnect
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all calls and close the connection."""
+        self._channel.close()
+
+    def create_job(
+        self,
+        spec: JobSpec | Mapping[str, Any],
+        *,
+        job_id: str | None = None,
+        request_id: str | None = None,
+        validate_only: bool = False,
+    ) -> Job:
+        """The new job, queued, its spec resolved and its blocks planned.
+
+        A mapping has the fields of `JobSpec`, enum values short and in lower case. The server chooses a job id where
+        none is given. A call that is repeated with the same `request_id`, a UUID, returns the same job; by default
+        each call has its own. `validate_only` stores nothing.
+        Raises InvalidSpec, InvalidArgument, AlreadyExists, ResourceExhausted.
+        """
+        return self._send(_calls.create_job(spec, job_id, request_id, validate_only))
+
+    def get_job(self, name: str) -> Job:
+        """The job as it stands. `name` is `jobs/{id}` or the bare id, here and below. Raises NotFound."""
+        return self._send(_calls.get_job(name))
+
+    def list_jobs(self) -> Iterator[Job]:
+        """All jobs, newest first, without plans, evaluations and resolved specs; pages are fetched as they are read."""
+        return self._pages(_calls.list_jobs)
+
+    def cancel_job(self, name: str) -> Job:
+        """The job, asked to stop for good: CANCELLED, or CANCELLING until its workers have ended.
+
+        Raises NotFound, and FailedPrecondition for a job that has succeeded or failed.
+        """
+        return self._send(_calls.cancel_job(name))
+
+    def watch_job(self, name: str, after_event: int = 0, *, timeout: timedelta | None = None) -> Iterator[JobEvent]:
+        """The job's events after number `after_event`, from the past into the future, each once.
+
+        Ends after the event that makes the state final. A lost connection is taken up again where it broke, for as
+        long as the client's `reconnect`. Raises NotFound, Unavailable, and DeadlineExceeded after `timeout`.
+        """
+        watch = Watch(name, after_event, self._reconnect, timeout)
+        while True:
+            stream = self._stubs.training.WatchJob(watch.request(), timeout=watch.deadline_s())
+            try:
+                for response in stream:
+                    event = watch.accept(response)
+                    if event is not None:
+                        yield event
+                return
+            except grpc.RpcError as error:
+                delay_s = watch.delay_s(error)
+            finally:
+                stream.cancel()
+            time.sleep(delay_s)
+
+    def wait_for_job(self, name: str, *, timeout: timedelta | None = None) -> Job:
+        """The job in its final state: SUCCEEDED, FAILED or CANCELLED.
+
+        Raises as `watch_job` does.
+        """
+        # One event is enough to go on from: a watcher of the whole past would read all of it.
+        for _ in self.watch_job(name, self.get_job(name).last_event, timeout=timeout):
+            pass
+        return self.get_job(name)
+
+    def list_models(self) -> Iterator[Model]:
+        """Every model with its newest version, by name; pages are fetched as they are read."""
+        return self._pages(_calls.list_models)
+
+    def get_model(self, name: str) -> Model:
+        """The model with all its versions. `name` is `models/{id}` or the bare id. Raises NotFound."""
+        return self._send(_calls.get_model(name))
+
+    def download_model(
+        self, name: str, directory: Path | str, *, timeout: timedelta = DEFAULT_DOWNLOAD_TIMEOUT
+    ) -> tuple[Path, ...]:
+        """The files of one version, `model.onnx` and `manifest.json`, now in `directory`.
+
+        `name` is `models/{id}/versions/{version}`, or `models/{id}` or the bare id for the newest version. The
+        directory must not exist or be empty; it appears whole and verified by SHA-256, or not at all.
+        Raises NotFound, DamagedDownload, and OSError where the files cannot be written.
+        """
+        request = DownloadModelRequest(name=_calls.model_name(name))
+        with Download(Path(directory)) as download:
+            stream = self._stubs.models.DownloadModel(request, timeout=timeout.total_seconds())
+            try:
+                for response in stream:
+                    download.write(response)
+            except grpc.RpcError as error:
+                raise call_error(error) from error
+            finally:
+                stream.cancel()
+            return download.finish()
+
+    def predict(self, model: str, inputs: Array, head: Head | str = Head.MIXTURE) -> Prediction:
+        """A distribution over classes with its uncertainties, for each row of `inputs`.
+
+        `model` is `models/{id}` or the bare id for the newest version, or `models/{id}/versions/{version}`. `inputs`
+        has shape (rows, *input shape) and the dtype that the model's metadata names.
+        Raises NotFound, InvalidArgument, InvalidInput, Unavailable.
+        """
+        return self._send(_calls.predict(model, inputs, head))
+
+    def _send(self, call: Call[Any, Any, Result]) -> Result:
+        try:
+            response = call.method(self._stubs)(call.request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise call_error(error) from error
+        return call.read(response)
+
+    def _pages(self, call: Callable[[str], Call[Any, Any, Page[Result]]]) -> Iterator[Result]:
+        page = self._send(call(""))
+        yield from page.items
+        while page.next_token:
+            page = self._send(call(page.next_token))
+            yield from page.items

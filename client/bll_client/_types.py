@@ -1,0 +1,272 @@
+"""What the client answers: frozen dataclasses, the mirror of `bll_proto/v1/*.proto`.
+
+A field has the name of its proto field; a test compares the two. Instants are `datetime` in UTC, durations
+`timedelta`, tensors read-only numpy arrays; what the proto leaves absent is None.
+Shapes: B rows of the batch, N blocks, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Spec = Mapping[str, Any]
+"""A job spec as a spec file holds it: the fields of `JobSpec`, enum values short and in lower case."""
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    UNSPECIFIED = "unspecified"
+    """Also every state that a newer server knows and this client does not."""
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class Head(StrEnum):
+    """Which distribution over classes a prediction is asked for."""
+
+    MIXTURE = "mixture"
+    """Mean of the exits' probabilities."""
+    PRODUCT = "product"
+    """Normalised product of the exits' probabilities."""
+    LAST_EXIT = "last_exit"
+    """The exit of the last block alone."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Quality of one predictive distribution over a split."""
+
+    accuracy: float
+    nll_nats: float
+    ece: float
+    brier: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All predictions of the network on one split."""
+
+    split: str
+    """`validation` or `test`."""
+    epoch: int
+    step: int
+    rows: int
+    mixture: Scores
+    product: Scores
+    exits: tuple[Scores, ...]
+    """One per block; the last is the task head."""
+    mixture_gap_nats: float
+    """Mean NLL of the exits less that of the mixture; never negative."""
+
+
+@dataclass(frozen=True)
+class BlockProgress:
+    """How one block fared since its last report."""
+
+    block: int
+    """From 0."""
+    epoch: int
+    step: int
+    loss_nats: float
+    """Mean local loss L_k."""
+    kl_nats: float
+    accuracy: float
+    """Of the exit p_k(y|x), on training rows."""
+    posterior_variance: float
+    """Mean target-marginalised variance of z_k's units."""
+    agreement: float
+    """Mean cosine between forward and backward message."""
+    mixing: float
+    samples_per_s: float
+    wait: timedelta
+    """Time spent waiting for neighbours."""
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """All blocks are safe on disk."""
+
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class StateChange:
+    """A job's transition into a state."""
+
+    state: JobState
+    reason: str
+    """Empty when there is nothing to say."""
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """One numbered thing that happened to a job."""
+
+    number: int
+    """Rises by one from 1, without gaps."""
+    time: datetime
+    event: StateChange | BlockProgress | Evaluation | CheckpointSaved | None
+    """None: a kind of event that this client does not know."""
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a job has come."""
+
+    step: int
+    """Steps that every block has done."""
+    total_steps: int
+    epoch: int
+    total_epochs: int
+    samples_per_s: float
+    remaining: timedelta | None
+    """Estimate; None until there is one."""
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block, as it will be built."""
+
+    first_layer: int
+    layers: tuple[str, ...]
+    parameters: int
+    flops: int
+    """Of one sample's forward pass."""
+    output_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a spec comes to."""
+
+    blocks: tuple[BlockPlan, ...]
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    steps_per_epoch: int
+    dataset_digest: str
+    warnings: tuple[str, ...]
+    """What is allowed but probably not meant."""
+
+
+@dataclass(frozen=True)
+class JobFailure:
+    """Why a job FAILED."""
+
+    status: str
+    """Name of the gRPC status code, such as `INTERNAL`."""
+    message: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run, from submission to its model."""
+
+    name: str
+    """`jobs/{id}`; empty for a spec that was only validated."""
+    spec: Spec
+    """As it was asked for."""
+    resolved_spec: Spec
+    """With every default and every cut filled in; empty in a list."""
+    plan: JobPlan | None
+    state: JobState
+    state_reason: str
+    error: JobFailure | None
+    progress: JobProgress | None
+    validation: Evaluation | None
+    """The last evaluation on validation rows."""
+    test: Evaluation | None
+    model_version: str
+    """`models/{model}/versions/{version}`; empty until the job has SUCCEEDED."""
+    create_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    last_event: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model."""
+
+    name: str
+    dtype: str
+    """numpy's name of it, such as `float32`."""
+    shape: tuple[int, ...]
+    """-1 stands for the batch dimension."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One immutable published network."""
+
+    name: str
+    """`models/{model}/versions/{version}`."""
+    create_time: datetime
+    resolved_spec: Spec
+    """How it was trained."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    class_names: tuple[str, ...]
+    num_blocks: int
+    evaluations: tuple[Evaluation, ...]
+    model_digest: str
+    """SHA-256 of the ONNX file, in hex."""
+    size_bytes: int
+    dataset_digest: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A name under which versions are published."""
+
+    name: str
+    """`models/{model}`."""
+    versions: tuple[ModelVersion, ...]
+    """Newest first; `list_models` gives the newest only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A distribution over classes and uncertainties, for each row of the input."""
+
+    model_version: str
+    """The version that answered."""
+    class_names: tuple[str, ...]
+    probabilities: Array
+    """Of the head asked for, shape (B, C)."""
+    exit_probabilities: Array
+    """Shape (B, N, C)."""
+    posterior_variance: Array
+    """Variance of each block's latent, with the target marginalised, mean over units; shape (B, N)."""
+    posterior_variance_between: Array
+    """The part of it that comes from not knowing the class, shape (B, N)."""
+    forward_variance: Array
+    """Variance of each block's latent before any target is considered, shape (B, N)."""
+    output_variance: Array
+    """1 - sum p^2 of the mixture: 0 when certain, at most 1 - 1/C; shape (B,)."""
+    entropy_nats: Array
+    """Entropy of the mixture, shape (B,)."""
+    exit_disagreement_nats: Array
+    """Entropy of the mixture less the mean entropy of the exits, shape (B,)."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Name of the most probable class of each row."""
+        return tuple(self.class_names[c] for c in self.probabilities.argmax(axis=1))

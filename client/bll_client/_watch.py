@@ -1,0 +1,77 @@
+"""Watching a job across lost connections: what to ask next, and when. The clients do the waiting and the calling."""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import timedelta
+
+import grpc
+
+from bll_client._calls import job_name
+from bll_client._channel import WATCH_TIMEOUT
+from bll_client._convert import read
+from bll_client._errors import DeadlineExceeded, call_error
+from bll_client._types import JobEvent
+from bll_proto.v1.training_pb2 import WatchJobRequest, WatchJobResponse
+
+FIRST_DELAY_S = 0.2
+MAX_DELAY_S = 5.0
+
+
+class Watch:
+    """One watcher's place in a job's events."""
+
+    def __init__(self, name: str, after_event: int, reconnect: timedelta, timeout: timedelta | None = None) -> None:
+        self._name = job_name(name)
+        self._after_event = after_event
+        self._reconnect_s = reconnect.total_seconds()
+        self._timeout = timeout
+        self._end = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        self._heard = False
+        self._lost_at: float | None = None
+        self._delay_s = FIRST_DELAY_S
+
+    def request(self) -> WatchJobRequest:
+        """Asks for the events after the last one seen."""
+        self._heard = False
+        return WatchJobRequest(name=self._name, after_event=self._after_event)
+
+    def deadline_s(self) -> float:
+        """Of the next stream."""
+        if self._end is None:
+            return WATCH_TIMEOUT.total_seconds()
+        return max(0.0, min(WATCH_TIMEOUT.total_seconds(), self._end - time.monotonic()))
+
+    def accept(self, response: WatchJobResponse) -> JobEvent | None:
+        """The event in `response`; None for a keep-alive."""
+        self._heard, self._lost_at, self._delay_s = True, None, FIRST_DELAY_S
+        if not response.HasField("event"):
+            return None
+        self._after_event = response.event.number
+        return read(JobEvent, response.event)
+
+    def delay_s(self, error: grpc.RpcError) -> float:
+        """How long to wait before the next stream.
+
+        Raises the client's error for `error` when another stream would not help, or the time for it is over.
+        """
+        failure = call_error(error)
+        now = time.monotonic()
+        if failure.status is grpc.StatusCode.DEADLINE_EXCEEDED:
+            if self._end is not None and now >= self._end:
+                message = f"{self._name} was not over within {self._timeout}"
+                raise DeadlineExceeded(message, status=failure.status) from error
+            if self._heard:
+                return 0.0
+        if failure.status is not grpc.StatusCode.UNAVAILABLE:
+            raise failure from error
+        self._lost_at = now if self._lost_at is None else self._lost_at
+        if now - self._lost_at >= self._reconnect_s:
+            raise failure from error
+        asked_s = failure.retry_delay.total_seconds() if failure.retry_delay else 0.0
+        # Watchers that were cut off together should not come back together.
+        delay_s = max(asked_s, self._delay_s * random.uniform(0.5, 1.0))  # noqa: S311
+        self._delay_s = min(2 * self._delay_s, MAX_DELAY_S)
+        left_s = self._lost_at + self._reconnect_s - now
+        return min(delay_s, left_s, self.deadline_s())
