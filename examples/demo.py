@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
+from numpy.typing import NDArray
 
-from bll.config import DataConfig, TrainingConfig
-from bll.data import as_float, load
-from bll_client import Client, InvalidArgument, Prediction
+from bll.config import DataConfig
+from bll.data import Split, as_float, load
+from bll.errors import DataError
+from bll_client import Client, Prediction
 
 BLL = Path(sys.executable).with_name("bll")
 SPECS = Path(__file__).parent / "specs"
@@ -42,10 +43,10 @@ class Server:
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[Server]:
+def serving(data_dir: Path) -> Iterator[Server]:
     """`bll serve` on free loopback ports; afterwards it must stop cleanly."""
-    command = [str(BLL), "serve", "--port", "0", "--metrics-port", "0", "--data-dir", str(directory / "data")]
-    log = directory / "server.log"
+    command = [str(BLL), "serve", "--port", "0", "--metrics-port", "0", "--data-dir", str(data_dir)]
+    log = data_dir.with_name("server.log")
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     with process:
@@ -65,18 +66,20 @@ def serving(directory: Path) -> Iterator[Server]:
         sys.exit(f"demo: the server did not stop cleanly: {log.read_text()}")
 
 
-def choose(client: Client) -> Path:
-    """The spec to train: Fashion-MNIST, or digits where its images cannot be had."""
+def choose(datasets: Path) -> tuple[Path, DataConfig, Split]:
+    """The spec to train, its data and their test images: Fashion-MNIST, or digits where its images cannot be had.
+
+    What has to be downloaded goes into `datasets`, where the server looks first.
+    """
     spec = SPECS / "fashion-mnist.yaml"
     try:
-        client.create_job(yaml.safe_load(spec.read_text()), validate_only=True)
-    except InvalidArgument as error:
-        print(f"Fashion-MNIST cannot be had here ({error.message}); training on scikit-learn's digits instead.")
-        return SPECS / "digits.yaml"
-    return spec
+        return spec, DataConfig("fashion-mnist"), load(DataConfig("fashion-mnist"), seed=0, root=datasets).test
+    except DataError as error:
+        print(f"Fashion-MNIST cannot be had here; training on scikit-learn's digits instead. {error}")
+        return SPECS / "digits.yaml", DataConfig("digits"), load(DataConfig("digits"), seed=0).test
 
 
-def show(prediction: Prediction, truth_B: np.ndarray, rows: np.ndarray, title: str) -> None:
+def show(prediction: Prediction, truth_B: NDArray[np.int64], rows: NDArray[np.intp], title: str) -> None:
     """A line per image: its class, the predicted one, and how sure the network is."""
     names = prediction.class_names
     print(f"\n{title}\n  image  is            predicted     probability  variance  of each block's latent")
@@ -89,9 +92,8 @@ def show(prediction: Prediction, truth_B: np.ndarray, rows: np.ndarray, title: s
         )
 
 
-def predict(client: Client, model_version: str, data: DataConfig) -> None:
+def predict(client: Client, model_version: str, test: Split) -> None:
     """Ask the service about test images, and show some that it gets right and some that it gets wrong."""
-    test = load(data, TrainingConfig().seed).test
     truth_B = test.targets[:ROWS]
     prediction = client.predict(model_version, as_float(test.inputs[:ROWS]))
     right_B = prediction.probabilities.argmax(axis=1) == truth_B
@@ -114,17 +116,17 @@ def show_metrics(server: Server) -> None:
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory(prefix="bll-demo-") as directory, serving(Path(directory)) as server:
-        with Client(server.address) as client:
-            spec = choose(client)
+    with tempfile.TemporaryDirectory(prefix="bll-demo-") as directory:
+        data_dir = Path(directory) / "data"
+        spec, data, test = choose(data_dir / "datasets")
+        with serving(data_dir) as server, Client(server.address) as client:
             command = ["train", os.path.relpath(spec), "--job-id", "demo"]
             print(f"$ bll {' '.join(command)}", flush=True)
             subprocess.run([str(BLL), *command, "--server", server.address], check=True)
-            job = client.get_job("jobs/demo")
-            assert job.test is not None
-            data = DataConfig(**{name: job.resolved_spec["data"][name] for name in ("name", "path")})
-            predict(client, job.model_version, data)
-        show_metrics(server)
+            job = client.get_job("demo")
+            predict(client, job.model_version, test)
+            show_metrics(server)
+    assert job.test is not None
     scores = job.test.mixture
     print(f"demo: dataset={data.name} accuracy={scores.accuracy:.4f} nll={scores.nll_nats:.4f}")
     return 0 if scores.accuracy >= LEAST_ACCURACY[data.name] else 1
