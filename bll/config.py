@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 from bll.errors import InvalidConfig, Violation
 
@@ -96,20 +96,32 @@ class ExecutorName(StrEnum):
 
 @dataclass(frozen=True)
 class _Check:
-    """Collects the broken rules of one config class."""
+    """Collects the broken rules of one config class. Values come from outside: their declared types prove nothing."""
 
     violations: list[Violation] = field(default_factory=list)
 
-    def within(self, name: str, value: float, low: float, high: float) -> None:
+    def within(self, name: str, value: Any, low: float, high: float) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not low <= value <= high:
             self.fail(name, f"must be between {low:g} and {high:g}, got {value!r}")
 
-    def whole(self, name: str, value: int, low: int, high: int) -> None:
+    def whole(self, name: str, value: Any, low: int, high: int) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             self.fail(name, f"must be a whole number between {low} and {high}, got {value!r}")
 
-    def member(self, name: str, value: object, choices: type[StrEnum]) -> None:
+    def text(self, name: str, value: Any) -> None:
+        if not isinstance(value, str) or not value:
+            self.fail(name, f"must be a name, got {value!r}")
+
+    def layers(self, name: str, value: Any, least: int, most: int, low: int, high: int) -> bool:
+        if not isinstance(value, tuple) or not least <= len(value) <= most:
+            self.fail(name, f"must list {least} to {most} entries, got {value!r}")
+            return False
+        for i, entry in enumerate(value):
+            self.whole(f"{name}[{i}]", entry, low, high)
+        return all(isinstance(entry, int) for entry in value)
+
+    def member(self, name: str, value: Any, choices: type[StrEnum]) -> None:
         if not isinstance(value, choices):
             self.fail(name, f"must be one of {', '.join(choices)}, got {value!r}")
 
@@ -138,12 +150,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check = _Check()
-        if not isinstance(self.name, str) or not self.name:
-            check.fail("name", f"must name a data set, got {self.name!r}")
-        if not isinstance(self.path, str):
-            check.fail("path", f"must be a string, got {self.path!r}")
-        elif (self.name == "npz") != bool(self.path):
+        check.text("name", self.name)
+        if (self.name == "npz") != bool(self.path):
             check.fail("path", f"goes with name 'npz' and with no other, got {self.path!r} with {self.name!r}")
+        elif self.path:
+            check.text("path", self.path)
         check.whole("train_rows", self.train_rows, 0, 10**9)
         check.whole("validation_rows", self.validation_rows, 0, 10**9)
         check.member("augmentation", self.augmentation, Augmentation)
@@ -166,13 +177,8 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         check = _Check()
-        if not isinstance(self.architecture, str) or not self.architecture:
-            check.fail("architecture", f"must name an architecture, got {self.architecture!r}")
-        if not isinstance(self.widths, tuple) or not 1 <= len(self.widths) <= 256:
-            check.fail("widths", f"must list 1 to 256 layers, got {self.widths!r}")
-        else:
-            for i, width in enumerate(self.widths):
-                check.whole(f"widths[{i}]", width, 1, 8192)
+        check.text("architecture", self.architecture)
+        check.layers("widths", self.widths, 1, 256, 1, 8192)
         check.whole("stem_stride", self.stem_stride, 1, 2)
         check.within("dropout", self.dropout, 0.0, 0.9)
         check.done()
@@ -193,9 +199,7 @@ class BlocksConfig:
         check = _Check()
         check.whole("num_blocks", self.num_blocks, 1, 257)
         check.member("balance", self.balance, Balance)
-        if not isinstance(self.cuts, tuple) or not all(isinstance(c, int) and c >= 1 for c in self.cuts):
-            check.fail("cuts", f"must be layer indices from 1 up, got {self.cuts!r}")
-        elif self.cuts:
+        if check.layers("cuts", self.cuts, 0, 256, 1, 256) and self.cuts:
             if any(a >= b for a, b in zip(self.cuts, self.cuts[1:], strict=False)):
                 check.fail("cuts", f"must rise, got {list(self.cuts)}")
             if len(self.cuts) + 1 != self.num_blocks:
@@ -385,7 +389,7 @@ def _build(cls: type[T], values: Any, path: str, violations: list[Violation]) ->
             continue
         kind = hints[name]
         if is_dataclass(kind):
-            arguments[name] = _build(kind, value, f"{path}{name}.", violations)
+            arguments[name] = _build(cast(type[Any], kind), value, f"{path}{name}.", violations)
         elif isinstance(kind, type) and issubclass(kind, StrEnum) and value in list(kind):
             arguments[name] = kind(value)
         elif isinstance(value, list):

@@ -1,12 +1,12 @@
 """Errors of the learning library. They know nothing of gRPC.
 
-    BllError
-    ├── InvalidConfig     a field of a TrainingConfig breaks its rule
-    ├── DataError         a data set is unknown, missing, damaged or does not fit
-    ├── BlockFailed       a block's worker raised, died or fell silent; names the block
-    ├── Diverged          a block's loss is not finite; names the block and the step
-    ├── CheckpointError   a checkpoint is missing or damaged
-    └── ExportError       the exported graph does not answer as the network does
+BllError
+├── InvalidConfig     a field of a TrainingConfig breaks its rule
+├── DataError         a data set is unknown, missing, damaged or does not fit
+├── BlockFailed       a block's worker raised, died or fell silent; names the block
+├── Diverged          a block's loss is not finite; names the block and the step
+├── CheckpointError   a checkpoint is missing or damaged
+└── ExportError       the exported graph does not answer as the network does
 """
 
 from __future__ import annotations

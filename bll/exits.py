@@ -49,5 +49,7 @@ class EvaluationMeter:
 
 def _logsumexp(values: np.ndarray, axis: int, *, keepdims: bool = False) -> np.ndarray:
     largest = values.max(axis=axis, keepdims=True)
-    result = np.log(np.exp(values - largest).sum(axis=axis, keepdims=True)) + largest
-    return result if keepdims else result.squeeze(axis)
+    result: np.ndarray = np.log(np.exp(values - largest).sum(axis=axis, keepdims=True)) + largest
+    if not keepdims:
+        result = result.squeeze(axis)
+    return result

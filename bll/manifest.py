@@ -93,4 +93,3 @@ def file_digest(path: Path) -> str:
 
 def _tensors(values: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(v["name"], v["dtype"], tuple(v["shape"])) for v in values)
-

@@ -16,8 +16,8 @@ from bll import checkpoint, data
 from bll.blocks import build_block
 from bll.data import Dataset
 from bll.errors import CheckpointError, DataError
-from bll.exits import EvaluationMeter
 from bll.events import Evaluation
+from bll.exits import EvaluationMeter
 from bll.manifest import Manifest
 from bll.plan import Plan
 from bll.readouts import Readout
@@ -103,9 +103,9 @@ class TrainedModel:
 
     def evaluate(self, split: Literal["validation", "test"]) -> Evaluation:
         """Scores of every prediction on a split of the model's own data set. Raises DataError if it has no rows."""
-        if self._dataset is None:
-            self._dataset = data.load(self.plan.config.data, self.plan.config.seed, self._root)
-        rows = getattr(self._dataset, split)
+        rows = getattr(self._data(), split)
+        if not len(rows.targets):
+            raise DataError(f"split {split!r} of {self.plan.config.data.name!r} has no rows")
         meter = EvaluationMeter(split, self.plan.num_blocks, self.plan.num_classes)
         for start in range(0, len(rows.targets), _BATCH):
             exits_BNC = self.predict(rows.inputs[start : start + _BATCH])["exit_probabilities"]
@@ -113,8 +113,23 @@ class TrainedModel:
             meter.add(np.log(np.maximum(exits_BNC, smallest)).swapaxes(0, 1), rows.targets[start : start + _BATCH])
         return meter.evaluation(self.plan.config.epochs - 1, self.plan.total_steps)
 
+    @property
+    def splits(self) -> tuple[Literal["validation", "test"], ...]:
+        """The splits that `evaluate` can score: `test` only if the data set sets test rows apart."""
+        return ("validation", "test") if len(self._data().test.targets) else ("validation",)
+
+    def validation_inputs(self, rows: int) -> np.ndarray:
+        """That many validation samples as the network takes them, over again if there are fewer."""
+        inputs = self._data().validation.inputs
+        return data.as_float(inputs[np.arange(rows) % len(inputs)])
+
     def export(self, directory: Path) -> Manifest:
         """Write `model.onnx` and its manifest into `directory`. Raises ExportError if the graph answers otherwise."""
         from bll.export import export
 
         return export(self, directory)
+
+    def _data(self) -> Dataset:
+        if self._dataset is None:
+            self._dataset = data.load(self.plan.config.data, self.plan.config.seed, self._root)
+        return self._dataset

@@ -17,7 +17,8 @@ class BlockOptimizer:
     def __init__(self, block: Block, config: OptimizerConfig, total_steps: int) -> None:
         self.config = config
         self.total_steps = total_steps
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for parameter in block.forward_parameters():
             (decayed if parameter.ndim > 1 else plain).append(parameter)
         self.forward = _make(config, config.learning_rate, decayed, plain)

@@ -21,9 +21,7 @@ from bll.readouts import Readout
 from bll.twins import make_twin
 
 
-def resolve(
-    config: TrainingConfig, root: Path | None = None, *, auto: ExecutorName = ExecutorName.PROCESSES
-) -> Plan:
+def resolve(config: TrainingConfig, root: Path | None = None, *, auto: ExecutorName = ExecutorName.PROCESSES) -> Plan:
     """The plan that `config` comes to.
 
     `root` is where data sets are looked for first, `auto` the executor meant by that name.
@@ -83,7 +81,9 @@ def balanced_cuts(costs: Sequence[float], num_blocks: int) -> tuple[int, ...]:
         previous = best[-1]
         best.append(
             {
-                end: min((max(previous[start][0], before[end] - before[start]), start) for start in range(blocks - 1, end))
+                end: min(
+                    (max(previous[start][0], before[end] - before[start]), start) for start in range(blocks - 1, end)
+                )
                 for end in range(blocks, layers + 1)
             }
         )
@@ -110,9 +110,7 @@ def _cuts(
     return balanced_cuts(costs[blocks.balance], blocks.num_blocks)
 
 
-def _measure(
-    layers: list[Layer], input_shape: tuple[int, ...]
-) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
+def _measure(layers: list[Layer], input_shape: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
     """Output shape of one sample, parameters and forward FLOPs of each layer, computed without data."""
     shapes, parameters, flops = [], [], []
     shape = input_shape

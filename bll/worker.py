@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from bll import checkpoint, data
-from bll.blocks import Block, build_block
+from bll.blocks import build_block
 from bll.config import Augmentation
 from bll.data import Dataset
 from bll.errors import CheckpointError
-from bll.exits import EvaluationMeter
 from bll.events import BlockProgress, Evaluation
+from bll.exits import EvaluationMeter
 from bll.losses import evidence_loss, exit_log_probs
 from bll.messages import Channel, Kind, Packet
 from bll.mixing import mixing_at
@@ -157,7 +157,7 @@ class BlockWorker:
         beta_CPD, offset_C = block.twin(right)
         mixing = mixing_at(config.mixing, epoch)
         local = evidence_loss(family, alpha_BPD, beta_CPD, offset_C, targets_B, mixing)
-        local.loss_B.mean().backward()
+        torch.autograd.backward(local.loss_B.mean())
         self.optimizer.step(step)
         self.progress.add(local, targets_B)
         if self.progress.is_due(step + 1):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from itertools import pairwise
 
 from torch import nn
 
@@ -13,10 +15,7 @@ from bll.config import NetworkConfig
 def mlp(config: NetworkConfig, input_shape: tuple[int, ...]) -> list[Layer]:
     """One dense layer per entry of `config.widths`: linear, batch normalisation, ReLU, dropout."""
     units = [math.prod(input_shape), *config.widths]
-    return [
-        Layer(f"dense {inputs}->{outputs}", lambda i=inputs, o=outputs: _dense(i, o, config.dropout))  # type: ignore[misc]
-        for inputs, outputs in zip(units, units[1:], strict=False)
-    ]
+    return [Layer(f"dense {i}->{o}", partial(_dense, i, o, config.dropout)) for i, o in pairwise(units)]
 
 
 def _dense(inputs: int, outputs: int, dropout: float) -> nn.Module:

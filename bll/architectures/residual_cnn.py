@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +23,7 @@ def residual_cnn(config: NetworkConfig, input_shape: tuple[int, ...]) -> list[La
         raise InvalidConfig([Violation("network.architecture", rule)])
     channels, height, width = input_shape
     widths = [config.widths[0], *config.widths]
-    strides = [2 if after > before else 1 for before, after in zip(widths, widths[1:], strict=False)]
+    strides = [2 if after > before else 1 for before, after in pairwise(widths)]
     smallest = min(height, width)
     for stride in (config.stem_stride, *strides):
         if smallest < stride:
@@ -32,7 +33,7 @@ def residual_cnn(config: NetworkConfig, input_shape: tuple[int, ...]) -> list[La
     stem = Layer(f"stem {channels}->{widths[0]}", partial(_stem, channels, widths[0], config.stem_stride))
     return [stem] + [
         Layer(f"residual {i}->{o}" + (" /2" if s == 2 else ""), partial(ResidualLayer, i, o, s, config.dropout))
-        for i, o, s in zip(widths, widths[1:], strides, strict=False)
+        for (i, o), s in zip(pairwise(widths), strides, strict=True)
     ]
 
 
@@ -54,9 +55,7 @@ class ResidualLayer(nn.Module):
         self.dropout = KeyedDropout(dropout)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         hidden = F.relu(self.norm1(self.conv1(images_BCHW)))

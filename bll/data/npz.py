@@ -43,6 +43,8 @@ def read(path: Path, label: str) -> Content:
             arrays = _arrays(archive, label)
     except DataError:
         raise
+    except OSError as error:  # its text would tell a remote user where the file lies
+        raise DataError(f"{label}: cannot be read: {error.strerror or type(error).__name__}") from error
     # zipfile and numpy's header parser let through whatever the bytes provoke: BadZipFile, zlib.error, struct.error,
     # NotImplementedError, RuntimeError for a password, TypeError, even MemoryError out of a nested header.
     except Exception as error:

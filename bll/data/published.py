@@ -57,8 +57,9 @@ class Published:
     """How else to get the files."""
 
 
-# Archives: SHA-256 of files whose MD5s are those in Fashion-MNIST's README and in torchvision's datasets/mnist.py;
-# the unpacked files of Debian's dataset-fashion-mnist 0.0~git20200523 have the digests of `sha256`.
+# Taken from Debian's dataset-fashion-mnist 0.0~git20200523. With the name and time that Debian strips put back into
+# the gzip headers, the archives have the MD5s of Fashion-MNIST's README and of torchvision's datasets/mnist.py, and
+# the SHA-256s below.
 FASHION_MNIST = Published(
     name="fashion-mnist",
     class_names=(
@@ -237,7 +238,7 @@ def _find(published: Published, root: Path | None) -> list[Path] | None:
 
 def _directories(root: Path | None) -> list[Path]:
     from_environment = os.environ.get("BLL_DATA_DIR")
-    cache = Path(os.path.expanduser("~/.cache/bll"))
+    cache = Path(os.path.expanduser("~/.cache/bll"))  # noqa: PTH111 - Path's raises for a user without a home
     return [*([root] if root else []), *([Path(from_environment)] if from_environment else []), cache]
 
 

@@ -50,7 +50,9 @@ def wire(
     leftward: list[C | None] = []
     for index, block in enumerate(plan.blocks[:-1]):
         hidden = batch * math.prod(block.output_shape)
-        rightward.append(make_channel(config.executor.messages_in_flight, 4 * (hidden + (index + 1) * scalars_of_exits)))
+        rightward.append(
+            make_channel(config.executor.messages_in_flight, 4 * (hidden + (index + 1) * scalars_of_exits))
+        )
         if config.backward.twin is TwinName.CHAIN:
             # At most delay + 1 versions wait while their block is ahead, and one is on its way at each end.
             table = plan.num_classes * 2 * config.latent.units
@@ -81,4 +83,3 @@ def intra_op_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-

@@ -14,7 +14,6 @@ from bll.executors.base import intra_op_threads, wire
 from bll.messages import Aborted, Packet
 from bll.worker import BlockEnded, BlockWorker, Run, WorkerEvent, run_block
 
-
 _POLL_S = 0.2
 """How long a waiting worker may take to notice that the run is being torn down."""
 
