@@ -45,14 +45,11 @@ def wire(
 ) -> list[Links]:
     """The connections of every block, over channels from `make_channel(slots, largest packet in bytes)`."""
     config, batch = plan.config, plan.config.batch_size
-    scalars_of_exits = batch * plan.num_classes
     rightward: list[C | None] = [None]
     leftward: list[C | None] = []
     for index, block in enumerate(plan.blocks[:-1]):
-        hidden = batch * math.prod(block.output_shape)
-        rightward.append(
-            make_channel(config.executor.messages_in_flight, 4 * (hidden + (index + 1) * scalars_of_exits))
-        )
+        scalars = batch * (math.prod(block.output_shape) + (index + 1) * plan.num_classes)
+        rightward.append(make_channel(config.executor.messages_in_flight, 4 * scalars))
         if config.backward.twin is TwinName.CHAIN:
             # At most delay + 1 versions wait while their block is ahead, and one is on its way at each end.
             table = plan.num_classes * 2 * config.latent.units

@@ -132,7 +132,7 @@ def _work(
             pass
     except BllError as error:
         events.send(error)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         sys.excepthook(*sys.exc_info())  # the trace goes to the log; the parent gets one line
         events.send(BlockFailed(index, repr(error)))
 

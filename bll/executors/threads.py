@@ -95,5 +95,5 @@ class ThreadExecutor:
                     return
         except Aborted:
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
             self._events.put((worker.index, error))
