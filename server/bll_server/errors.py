@@ -14,6 +14,9 @@
 
 from bll.errors import Violation
 
+DOMAIN = "bll"
+"""Namespace of the machine-readable reasons that clients see."""
+
 
 class ServerError(Exception):
     """Root of every error that the service raises on purpose."""

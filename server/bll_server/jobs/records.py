@@ -1,0 +1,121 @@
+"""What is known of a job, and its JSON: the form in which the store and the runner's folder keep it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from bll.config import TrainingConfig, from_dict, to_dict
+from bll.events import BlockProgress, CheckpointSaved, Evaluation, from_json, to_json
+from bll.plan import BlockPlan, Plan
+from bll_server.jobs.states import State
+
+
+@dataclass(frozen=True)
+class StateChange:
+    """A transition into `state`, with the reason in words, or nothing."""
+
+    state: State
+    reason: str = ""
+
+
+RunEvent = BlockProgress | Evaluation | CheckpointSaved
+"""What a run tells that is kept with the job."""
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Event `number` of a job; numbers rise by one from 1."""
+
+    number: int
+    time: datetime
+    event: StateChange | RunEvent
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed."""
+
+    kind: str
+    """Name of the error's class, such as `BlockFailed`."""
+    message: str
+    block: int | None = None
+    """The block at fault, where one is known."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job has come: the steps that every block has done."""
+
+    step: int
+    epoch: int
+    samples_per_s: float
+    remaining_s: float | None
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """A job as a list shows it."""
+
+    job_id: str
+    model_id: str
+    state: State
+    reason: str
+    failure: Failure | None
+    progress: Progress | None
+    total_steps: int
+    total_epochs: int
+    checkpoint_step: int
+    """Step of the newest checkpoint; 0 before the first."""
+    model_version: str
+    """`models/{model}/versions/{version}`; empty until the job has succeeded."""
+    create_time: datetime
+    start_time: datetime | None
+    end_time: datetime | None
+    last_event: int
+
+
+@dataclass(frozen=True)
+class Job(JobSummary):
+    """A job with all that is known of it."""
+
+    spec: bytes
+    """The `bll.v1.JobSpec` that was asked for, serialised."""
+    plan: Plan
+    validation: Evaluation | None
+    test: Evaluation | None
+
+
+def plan_to_json(plan: Plan) -> str:
+    """`plan` on one line."""
+    return json.dumps(asdict(plan) | {"config": to_dict(plan.config)})
+
+
+def plan_from_json(text: str) -> Plan:
+    """The plan that `plan_to_json` wrote."""
+    values = json.loads(text)
+    blocks = (
+        BlockPlan(**{**block, "layers": tuple(block["layers"]), "output_shape": tuple(block["output_shape"])})
+        for block in values["blocks"]
+    )
+    lists = {name: tuple(values[name]) for name in ("input_shape", "class_names", "warnings")}
+    config = from_dict(TrainingConfig, values["config"])
+    return Plan(**{**values, **lists, "config": config, "blocks": tuple(blocks)})
+
+
+def event_to_json(event: StateChange | RunEvent) -> str:
+    """`event` on one line."""
+    if isinstance(event, StateChange):
+        return json.dumps({"event": "StateChange", **asdict(event)})
+    return to_json(event)
+
+
+def event_from_json(text: str) -> StateChange | RunEvent:
+    """The event that `event_to_json` wrote."""
+    values = json.loads(text)
+    if values["event"] == "StateChange":
+        return StateChange(State(values["state"]), values["reason"])
+    event = from_json(text)
+    assert isinstance(event, BlockProgress | Evaluation | CheckpointSaved)
+    return event

@@ -1,0 +1,48 @@
+"""What a runner tells of its run, line by line, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+
+from bll.events import BlockProgress, RunEnded, from_json
+from bll.plan import Plan
+from bll_server.jobs.records import Failure, Progress, RunEvent
+
+
+class Report:
+    """One run, as far as it has been told."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._blocks: dict[int, BlockProgress] = {}
+        self.started = False
+        """The runner is ready to train."""
+        self.exported = False
+        """The model lies in the job's staging folder."""
+        self.failure: Failure | None = None
+
+    def hear(self, line: str) -> RunEvent | None:
+        """Take in one line; the event in it that is kept with the job, if there is one. Raises ValueError."""
+        values = json.loads(line)
+        match values.get("event"):
+            case "Started":
+                self.started = True
+            case "Exported":
+                self.exported = True
+            case "Failed":
+                self.failure = Failure(values["kind"], values["message"], values["block"])
+            case _:
+                event = from_json(line)
+                if isinstance(event, BlockProgress):
+                    self._blocks[event.block] = event
+                return None if isinstance(event, RunEnded) else event
+        return None
+
+    def progress(self) -> Progress | None:
+        """Steps that every block has done, and the time to the last one; None before every block has reported."""
+        if len(self._blocks) < self._plan.num_blocks:
+            return None
+        slowest = min(self._blocks.values(), key=lambda block: block.step)
+        rate = min(block.samples_per_s for block in self._blocks.values())
+        left = (self._plan.total_steps - slowest.step) * self._plan.config.batch_size
+        return Progress(slowest.step, slowest.epoch, rate, left / rate if rate > 0 else None)

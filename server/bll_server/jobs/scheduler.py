@@ -1,0 +1,288 @@
+"""Runs queued jobs, oldest first, each in a process of its own, and keeps their states true.
+
+One thread fills free slots; one thread per running job reads what its runner tells. Both write states through the
+store alone, whose table of transitions settles every race.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from bll.errors import ExportError
+from bll.events import BlockProgress, Evaluation
+from bll.plan import Plan
+from bll_server.errors import IllegalState, Overloaded, ShuttingDown, StorageFull
+from bll_server.jobs.records import Failure, Job, JobEvent, StateChange, plan_to_json
+from bll_server.jobs.report import Report
+from bll_server.jobs.run import Run, describe
+from bll_server.jobs.states import FINAL, State
+from bll_server.jobs.store import Store
+from bll_server.logs import bound
+from bll_server.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 15.0
+"""Silence after which a watcher gets a sign of life."""
+_RETRY_S = 2.0
+"""Time between two looks at a disk that was full or failed."""
+_CANCELLED = "cancelled by request"
+
+
+class Scheduler:
+    """The jobs of one data directory, from the queue to their end."""
+
+    def __init__(
+        self,
+        store: Store,
+        publish: Callable[[str, Path, str], str],
+        metrics: Metrics,
+        data_dir: Path,
+        command: Sequence[str],
+        *,
+        max_jobs: int,
+        max_watchers: int,
+        cancel_grace_s: float,
+    ) -> None:
+        """`publish` takes a model's id, a staging folder and a job's name, and returns the name of the version.
+
+        `command` is given the job's folder and the folder of the data sets.
+        """
+        self._store = store
+        self._publish = publish
+        self._metrics = metrics
+        self._jobs_dir = data_dir / "jobs"
+        self._datasets = data_dir / "datasets"
+        self._max_jobs = max_jobs
+        self._cancel_grace_s = cancel_grace_s
+        self._command = command
+        self._watchers = threading.BoundedSemaphore(max_watchers)
+        self._changed = threading.Condition()
+        """Guards what follows; notified when a job was queued or has ended, and when draining begins."""
+        self._runs: dict[str, Run] = {}
+        self._draining = False
+        self._thread = threading.Thread(target=self._fill_slots, name="scheduler", daemon=True)
+
+    def start(self) -> None:
+        """Put the jobs that a dead server left behind back in order, and begin."""
+        for job in self._store.in_states(State.STARTING, State.RUNNING):
+            self._store.transition(job.job_id, State.QUEUED, _goes_on("the server died", job.checkpoint_step))
+        for job in self._store.in_states(State.CANCELLING):
+            self._store.transition(job.job_id, State.CANCELLED, _CANCELLED)
+        self._thread.start()
+
+    def check_open(self) -> None:
+        """Raises ShuttingDown if new jobs are refused."""
+        if self._draining:
+            raise ShuttingDown("the server is shutting down and takes no new jobs")
+
+    def submit(
+        self, job_id: str, model_id: str, spec: bytes, plan: Plan, *, request_id: str = "", request_digest: str = ""
+    ) -> Job:
+        """See `Store.create`. Raises ShuttingDown too."""
+        self.check_open()
+        job = self._store.create(job_id, model_id, spec, plan, request_id=request_id, request_digest=request_digest)
+        with self._changed:
+            self._changed.notify_all()
+        return job
+
+    def cancel(self, job_id: str) -> Job:
+        """The job, on its way to CANCELLED or there. Raises NotFound, IllegalState."""
+        while True:
+            job = self._store.get(job_id)
+            if job.state in (State.CANCELLING, State.CANCELLED):
+                return job
+            if job.state in FINAL:
+                raise IllegalState(f"jobs/{job_id} is {job.state.upper()}: there is nothing to cancel")
+            following = State.CANCELLED if job.state is State.QUEUED else State.CANCELLING
+            with contextlib.suppress(IllegalState):  # the state moved on between the two lines: look again
+                job = self._store.transition(job_id, following, _CANCELLED)
+                if following is State.CANCELLING:
+                    self._stop_for_good(job_id)
+                return job
+
+    def watch(self, job_id: str, after: int, gone: Callable[[], bool]) -> Iterator[JobEvent | None]:
+        """The events after number `after`, until the state is final; None now and then when nothing happens.
+
+        Ends when `gone()`. Raises NotFound, Overloaded, ShuttingDown.
+        """
+        if not self._watchers.acquire(blocking=False):
+            raise Overloaded("too many jobs are being watched at the same time")
+        try:
+            # Whoever has seen the last event of a job that is over waits for nothing.
+            job = self._store.get(job_id)
+            final = job.state in FINAL and after >= job.last_event
+            while not final and not gone():
+                ending = self._is_ending(job_id)  # asked first, so that no event can slip in between
+                events = self._store.events(job_id, after)
+                for event in events:
+                    yield event
+                    after = event.number
+                    final = isinstance(event.event, StateChange) and event.event.state in FINAL
+                if not events:
+                    if ending:
+                        raise ShuttingDown("the server is shutting down; go on watching when it is back")
+                    started = time.monotonic()
+                    self._store.wait(job_id, after, KEEP_ALIVE_S, lambda: gone() or self._is_ending(job_id))
+                    if time.monotonic() - started >= KEEP_ALIVE_S:
+                        yield None
+        finally:
+            self._watchers.release()
+
+    def drain(self, timeout_s: float) -> None:
+        """Take no new jobs, stop the running ones at their next marker, kill those that have not ended in time.
+
+        Jobs that did not come to their end are QUEUED again.
+        """
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+            self._store.wake()
+            for run in self._runs.values():
+                run.stop()
+            self._changed.wait_for(lambda: not self._runs, timeout_s)
+            for run in self._runs.values():
+                run.kill()
+            self._changed.wait_for(lambda: not self._runs)
+        self._thread.join()
+
+    def _is_ending(self, job_id: str) -> bool:
+        """The server is draining and has nothing more to tell of the job."""
+        return self._draining and job_id not in self._runs
+
+    def _stop_for_good(self, job_id: str) -> None:
+        with self._changed:  # not while the job is being launched
+            run = self._runs.get(job_id)
+        if run:
+            run.stop()
+            timer = threading.Timer(self._cancel_grace_s, run.kill)
+            timer.daemon = True
+            timer.start()
+
+    def _fill_slots(self) -> None:
+        with self._changed:
+            while not self._draining:
+                try:
+                    for job in self._store.in_states(State.QUEUED)[: self._max_jobs - len(self._runs)]:
+                        self._launch(job.job_id)
+                except Exception:  # this thread lives as long as the server: the disk may have room again later
+                    log.exception("the queue cannot be served; trying again")
+                    self._changed.wait(_RETRY_S)
+                else:
+                    self._changed.wait()
+
+    def _launch(self, job_id: str) -> None:
+        with bound(job_id=job_id):
+            folder = self._jobs_dir / job_id
+            try:
+                job = self._store.transition(job_id, State.STARTING)
+            except IllegalState:  # cancelled this moment
+                return
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "plan.json").write_text(plan_to_json(job.plan))
+                run = Run([*self._command, str(folder), str(self._datasets)], folder / "log.txt")
+            except OSError as error:
+                failure = Failure("OSError", f"the job cannot be started: {error}")
+                threading.Thread(target=self._give_up, args=(job_id, failure), daemon=True).start()
+                return
+            log.info("started as process %s", run.pid)
+            self._runs[job_id] = run
+            threading.Thread(target=self._follow, args=(job, run), name=job_id, daemon=True).start()
+
+    def _follow(self, job: Job, run: Run) -> None:
+        """From a run's first line to the state that its end leads to."""
+        with bound(job_id=job.job_id):
+            report = Report(job.plan)
+            try:
+                for line in run.lines():
+                    self._hear(job.job_id, report, line)
+            except Exception as error:  # whatever it is, the run is no use if it cannot be recorded
+                log.exception("what the run tells cannot be recorded")
+                report.failure = report.failure or Failure(type(error).__name__, str(error))
+                run.kill()
+            status = run.end()
+            log.info("the training process %s", describe(status))
+            try:
+                self._conclude(job, report, status)
+            finally:
+                self._metrics.job_ended(job.job_id)
+                with self._changed:
+                    del self._runs[job.job_id]
+                    self._changed.notify_all()
+                self._store.wake()
+
+    def _hear(self, job_id: str, report: Report, line: str) -> None:
+        was_started = report.started
+        event = report.hear(line)
+        if report.started and not was_started:
+            with contextlib.suppress(IllegalState):  # it is being cancelled
+                self._store.transition(job_id, State.RUNNING)
+        if event is None:
+            return
+        progress = report.progress() if isinstance(event, BlockProgress) else None
+        self._store.append(job_id, event, progress)
+        if isinstance(event, BlockProgress):
+            self._metrics.block_progressed(job_id, event)
+        elif isinstance(event, Evaluation):
+            self._metrics.evaluated(job_id, event)
+        if progress:
+            self._metrics.job_progressed(job_id, progress.step, progress.samples_per_s)
+
+    def _conclude(self, job: Job, report: Report, status: int) -> None:
+        folder = self._jobs_dir / job.job_id
+        now = self._store.get(job.job_id)
+        if now.state is State.CANCELLING:
+            self._settle(job.job_id, State.CANCELLED, _CANCELLED)
+            shutil.rmtree(folder / "run", ignore_errors=True)
+        elif report.exported and status == 0:
+            try:
+                version = self._publish(job.model_id, folder / "staging", f"jobs/{job.job_id}")
+            except (ExportError, OSError) as error:
+                self._fail(job.job_id, Failure(type(error).__name__, f"the model cannot be published: {error}"))
+                return
+            self._settle(job.job_id, State.SUCCEEDED, model_version=version)
+            shutil.rmtree(folder / "run", ignore_errors=True)  # the checkpoints of a job that needs them no more
+        elif report.failure:
+            self._fail(job.job_id, report.failure)
+        elif self._draining:
+            self._settle(job.job_id, State.QUEUED, _goes_on("the server was stopped", now.checkpoint_step))
+        else:
+            how = f"the training process {describe(status)}; its log is {folder / 'log.txt'} on the server"
+            self._fail(job.job_id, Failure("ProcessDied", how))
+
+    def _give_up(self, job_id: str, failure: Failure) -> None:
+        self._fail(job_id, failure)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _fail(self, job_id: str, failure: Failure) -> None:
+        self._settle(job_id, State.FAILED, failure.message, failure)
+
+    def _settle(
+        self, job_id: str, state: State, reason: str = "", failure: Failure | None = None, model_version: str = ""
+    ) -> None:
+        """Write the state that a run's end led to, whatever it takes; a cancellation that came first prevails."""
+        while True:
+            try:
+                self._store.transition(job_id, state, reason, failure=failure, model_version=model_version)
+            except IllegalState:
+                state, reason, failure = State.CANCELLED, _CANCELLED, None
+            except StorageFull:
+                log.exception("the job's state %s cannot be written; trying again", state.upper())
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._draining, _RETRY_S):
+                        return  # the next start finds the job as it was and runs it again
+            else:
+                log.info("the job is %s %s", state.upper(), reason)
+                return
+
+
+def _goes_on(why: str, checkpoint_step: int) -> str:
+    return f"{why}; goes on from step {checkpoint_step}" if checkpoint_step else f"{why}; begins again"

@@ -1,0 +1,343 @@
+"""Jobs and their numbered events in SQLite: what is written here survives the death of the server.
+
+Every change of state is one transaction: it checks the table of legal transitions, writes the job's row and appends
+the event that tells of it. Events of a job are numbered from 1 without gaps.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from bll.errors import Violation
+from bll.events import CheckpointSaved, Evaluation, evaluation_from_dict
+from bll.plan import Plan
+from bll_server.errors import IllegalState, InvalidRequest, JobExists, NotFound, RequestIdReused, StorageFull
+from bll_server.jobs.records import (
+    Failure,
+    Job,
+    JobEvent,
+    JobSummary,
+    Progress,
+    RunEvent,
+    StateChange,
+    event_from_json,
+    event_to_json,
+    plan_from_json,
+    plan_to_json,
+)
+from bll_server.jobs.states import FINAL, TRANSITIONS, State
+
+SCHEMA = 1
+"""Kept as SQLite's user_version; raised when older servers would misread the tables."""
+
+_metadata = sa.MetaData()
+
+_jobs = sa.Table(
+    "jobs",
+    _metadata,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("job_id", sa.Text, nullable=False, unique=True),
+    # A repeated request_id finds its job here; the digest tells whether the body was the same.
+    sa.Column("request_id", sa.Text, unique=True),
+    sa.Column("request_digest", sa.Text, nullable=False),
+    sa.Column("model_id", sa.Text, nullable=False),
+    sa.Column("spec", sa.LargeBinary, nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("total_steps", sa.Integer, nullable=False),
+    sa.Column("total_epochs", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("failure", sa.JSON(none_as_null=True)),
+    sa.Column("progress", sa.JSON(none_as_null=True)),
+    sa.Column("validation", sa.JSON(none_as_null=True)),
+    sa.Column("test", sa.JSON(none_as_null=True)),
+    sa.Column("checkpoint_step", sa.Integer, nullable=False, default=0),
+    sa.Column("model_version", sa.Text, nullable=False, default=""),
+    sa.Column("create_time", sa.Float, nullable=False),
+    sa.Column("start_time", sa.Float),
+    sa.Column("end_time", sa.Float),
+    sa.Column("last_event", sa.Integer, nullable=False, default=0),
+    sqlite_autoincrement=True,  # a number is never given twice, so that page tokens stay true
+)
+
+_events = sa.Table(
+    "events",
+    _metadata,
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.job_id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+    sqlite_with_rowid=False,  # the events of a job lie side by side, in order
+)
+
+_SUMMARY = tuple(
+    column
+    for column in _jobs.columns
+    if column.name not in ("spec", "plan", "validation", "test", "request_id", "request_digest")
+)
+
+
+class Store:
+    """The jobs of one data directory. Safe to call from many threads of one process."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the database at `path`. Raises StorageFull."""
+        self._engine = sa.create_engine(f"sqlite:///{path}", isolation_level="AUTOCOMMIT", pool_size=16)
+        sa.event.listen(self._engine, "connect", _configure)
+        self._writing = threading.Lock()
+        self._appended = threading.Condition()
+        self._newest: dict[str, int] = {}
+        """Number of the newest event of each job that got one since the start; guarded by `_appended`."""
+        self._numbers: dict[str, int] = {}
+        """The same for the transaction that is going on; guarded by `_writing`."""
+        with self._write() as connection:
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            if version > SCHEMA:
+                raise RuntimeError(f"{path}: made by a newer server (schema {version}, known is {SCHEMA})")
+            _metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+
+    def close(self) -> None:
+        """Give the files back."""
+        self._engine.dispose()
+
+    # Writing
+
+    def create(
+        self, job_id: str, model_id: str, spec: bytes, plan: Plan, *, request_id: str = "", request_digest: str = ""
+    ) -> Job:
+        """A new QUEUED job; or, for a `request_id` that came before with the same digest, the job it made.
+
+        An empty `job_id` lets the store choose one, an empty `model_id` means the job's id.
+        Raises JobExists, RequestIdReused, StorageFull.
+        """
+        chosen = job_id or f"job-{secrets.token_hex(6)}"
+        with self._write() as connection:
+            if request_id and (earlier := _replayed(connection, request_id, request_digest)):
+                return earlier
+            if connection.execute(sa.select(_jobs.c.job_id).where(_jobs.c.job_id == chosen)).first():
+                raise JobExists(f"job_id {chosen!r} is taken")
+            connection.execute(
+                _jobs.insert().values(
+                    job_id=chosen,
+                    request_id=request_id or None,
+                    request_digest=request_digest,
+                    model_id=model_id or chosen,
+                    spec=spec,
+                    plan=plan_to_json(plan),
+                    total_steps=plan.total_steps,
+                    total_epochs=plan.config.epochs,
+                    state=State.QUEUED.value,
+                    create_time=_now(),
+                )
+            )
+            self._append(connection, chosen, StateChange(State.QUEUED))
+            return _get(connection, chosen)
+
+    def transition(
+        self, job_id: str, state: State, reason: str = "", *, failure: Failure | None = None, model_version: str = ""
+    ) -> Job:
+        """The job in its new state. Raises IllegalState if the table of transitions forbids it, NotFound."""
+        with self._write() as connection:
+            job = _get(connection, job_id)
+            if state not in TRANSITIONS[job.state]:
+                raise IllegalState(f"jobs/{job_id} is {job.state.upper()} and cannot become {state.upper()}")
+            values: dict[str, Any] = {"state": state.value, "reason": reason}
+            if state is State.STARTING and job.start_time is None:
+                values["start_time"] = _now()
+            if state in FINAL:
+                values |= {"end_time": _now(), "model_version": model_version}
+                values["failure"] = asdict(failure) if failure else None
+            connection.execute(_jobs.update().where(_jobs.c.job_id == job_id).values(**values))
+            self._append(connection, job_id, StateChange(state, reason))
+            return _get(connection, job_id)
+
+    def append(self, job_id: str, event: RunEvent, progress: Progress | None = None) -> None:
+        """Add one event of the run, and what it says of the job as a whole."""
+        values: dict[str, Any] = {}
+        if progress is not None:
+            values["progress"] = asdict(progress)
+        if isinstance(event, CheckpointSaved):
+            values["checkpoint_step"] = event.step
+        elif isinstance(event, Evaluation):
+            values[event.split] = asdict(event)
+        with self._write() as connection:
+            if values:
+                connection.execute(_jobs.update().where(_jobs.c.job_id == job_id).values(**values))
+            self._append(connection, job_id, event)
+
+    # Reading
+
+    def get(self, job_id: str) -> Job:
+        """Raises NotFound."""
+        with self._engine.connect() as connection:
+            return _get(connection, job_id)
+
+    def replayed(self, request_id: str, request_digest: str) -> Job | None:
+        """The job that an earlier call with this `request_id` made, if any. Raises RequestIdReused."""
+        with self._engine.connect() as connection:
+            return _replayed(connection, request_id, request_digest)
+
+    def page(self, size: int, token: str) -> tuple[list[JobSummary], str]:
+        """At most `size` jobs, newest first, and the token of the next page, or "". Raises InvalidRequest."""
+        query = sa.select(*_SUMMARY).order_by(_jobs.c.sequence.desc()).limit(size + 1)
+        if token:
+            query = query.where(_jobs.c.sequence < _decode_token(token))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        following = _encode_token(rows[size - 1].sequence) if len(rows) > size else ""
+        return [JobSummary(**_summary(row)) for row in rows[:size]], following
+
+    def in_states(self, *states: State) -> list[JobSummary]:
+        """The jobs in one of `states`, oldest first."""
+        query = sa.select(*_SUMMARY).where(_jobs.c.state.in_([s.value for s in states])).order_by(_jobs.c.sequence)
+        with self._engine.connect() as connection:
+            return [JobSummary(**_summary(row)) for row in connection.execute(query)]
+
+    def counts(self) -> dict[State, int]:
+        """Number of jobs in each state."""
+        query = sa.select(_jobs.c.state, sa.func.count()).group_by(_jobs.c.state)
+        with self._engine.connect() as connection:
+            found = {State(state): count for state, count in connection.execute(query)}
+        return {state: found.get(state, 0) for state in State}
+
+    def events(self, job_id: str, after: int, limit: int = 500) -> list[JobEvent]:
+        """At most `limit` events numbered above `after`, in order."""
+        query = (
+            sa.select(_events.c.number, _events.c.time, _events.c.payload)
+            .where(_events.c.job_id == job_id, _events.c.number > after)
+            .order_by(_events.c.number)
+            .limit(limit)
+        )
+        with self._engine.connect() as connection:
+            return [
+                JobEvent(number, _time(time), event_from_json(payload))
+                for number, time, payload in connection.execute(query)
+            ]
+
+    def wait(self, job_id: str, after: int, timeout_s: float, gone: Callable[[], bool]) -> None:
+        """Return once the job has an event above `after`, `gone()` is true at a `wake`, or `timeout_s` is over."""
+        with self._appended:
+            self._appended.wait_for(lambda: self._newest.get(job_id, 0) > after or gone(), timeout_s)
+
+    def wake(self) -> None:
+        """Let every `wait` look at its `gone()` again."""
+        with self._appended:
+            self._appended.notify_all()
+
+    # Inside a transaction
+
+    @contextmanager
+    def _write(self) -> Iterator[sa.Connection]:
+        """A transaction that holds the write lock from its start, so that what it reads stays true."""
+        with self._writing:
+            self._numbers = {}
+            try:
+                with self._engine.connect() as connection:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    try:
+                        yield connection
+                        connection.exec_driver_sql("COMMIT")
+                    except BaseException:
+                        with suppress(sa.exc.OperationalError):  # SQLite has rolled back by itself on some errors
+                            connection.exec_driver_sql("ROLLBACK")
+                        raise
+            except sa.exc.OperationalError as error:
+                if isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                    raise StorageFull(f"the job database cannot grow: {error.orig}") from error
+                raise
+            with self._appended:
+                self._newest |= self._numbers
+                self._appended.notify_all()
+
+    def _append(self, connection: sa.Connection, job_id: str, event: StateChange | RunEvent) -> None:
+        row = _jobs.c.job_id == job_id
+        number = connection.execute(sa.select(_jobs.c.last_event).where(row)).scalar_one() + 1
+        connection.execute(
+            _events.insert().values(job_id=job_id, number=number, time=_now(), payload=event_to_json(event))
+        )
+        connection.execute(_jobs.update().where(row).values(last_event=number))
+        self._numbers[job_id] = number
+
+
+def _configure(connection: sqlite3.Connection, record: object) -> None:
+    # FULL: a commit that was answered survives power loss. 5 s is for another program that reads the file.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _get(connection: sa.Connection, job_id: str) -> Job:
+    row = connection.execute(sa.select(_jobs).where(_jobs.c.job_id == job_id)).first()
+    if row is None:
+        raise NotFound(f"no job is named 'jobs/{job_id}'")
+    return Job(
+        **_summary(row),
+        spec=row.spec,
+        plan=plan_from_json(row.plan),
+        validation=evaluation_from_dict(row.validation) if row.validation else None,
+        test=evaluation_from_dict(row.test) if row.test else None,
+    )
+
+
+def _replayed(connection: sa.Connection, request_id: str, request_digest: str) -> Job | None:
+    query = sa.select(_jobs.c.job_id, _jobs.c.request_digest).where(_jobs.c.request_id == request_id)
+    row = connection.execute(query).first()
+    if row is None:
+        return None
+    if row.request_digest != request_digest:
+        raise RequestIdReused(f"request_id {request_id!r} came with another body, which made 'jobs/{row.job_id}'")
+    return _get(connection, row.job_id)
+
+
+def _summary(row: sa.Row[Any]) -> dict[str, Any]:
+    return {
+        "job_id": row.job_id,
+        "model_id": row.model_id,
+        "state": State(row.state),
+        "reason": row.reason,
+        "failure": Failure(**row.failure) if row.failure else None,
+        "progress": Progress(**row.progress) if row.progress else None,
+        "total_steps": row.total_steps,
+        "total_epochs": row.total_epochs,
+        "checkpoint_step": row.checkpoint_step,
+        "model_version": row.model_version,
+        "create_time": _time(row.create_time),
+        "start_time": _time(row.start_time) if row.start_time else None,
+        "end_time": _time(row.end_time) if row.end_time else None,
+        "last_event": row.last_event,
+    }
+
+
+def _encode_token(sequence: int) -> str:
+    return base64.urlsafe_b64encode(f"jobs:{sequence}".encode()).decode().rstrip("=")
+
+
+def _decode_token(token: str) -> int:
+    try:
+        text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode("ascii")
+        kind, _, sequence = text.partition(":")
+        # Whatever does not come out as it went in was not made here.
+        if kind == "jobs" and _encode_token(int(sequence)) == token and 0 < int(sequence) < 2**63:
+            return int(sequence)
+    except ValueError:
+        pass
+    raise InvalidRequest(Violation("page_token", f"must be the next_page_token of the page before, got {token!r}"))
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

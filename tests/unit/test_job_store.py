@@ -1,0 +1,231 @@
+import sqlite3
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bll.config import BlocksConfig, TrainingConfig
+from bll.events import BlockProgress, CheckpointSaved, Evaluation, Scores
+from bll.plan import BlockPlan, Plan
+from bll_server.errors import IllegalState, InvalidRequest, JobExists, NotFound, RequestIdReused, StorageFull
+from bll_server.jobs.records import Failure, Progress, RunEvent, StateChange
+from bll_server.jobs.states import ACTIVE, FINAL, TRANSITIONS, State
+from bll_server.jobs.store import Store, _decode_token, _encode_token
+
+PLAN = Plan(
+    config=TrainingConfig(blocks=BlocksConfig(num_blocks=2, cuts=(3,)), epochs=2),
+    blocks=(BlockPlan(0, ("stem", "conv 16"), 100, 2000, (16, 28, 28)), BlockPlan(3, ("conv 64",), 50, 1000, (64,))),
+    input_shape=(1, 28, 28),
+    class_names=("a", "b"),
+    steps_per_epoch=10,
+    dataset_digest="0" * 64,
+    warnings=("small",),
+)
+SCORES = Scores(accuracy=0.9, nll_nats=0.3, ece=0.01, brier=0.1)
+VALIDATION = Evaluation("validation", 0, 10, 100, SCORES, SCORES, (SCORES, SCORES), 0.02)
+PROGRESS = BlockProgress(0, 0, 5, 1.2, 0.3, 0.5, 0.2, 0.7, 1.0, 1000.0, 0.01)
+
+PATHS: dict[State, list[State]] = {
+    State.QUEUED: [],
+    State.STARTING: [State.STARTING],
+    State.RUNNING: [State.STARTING, State.RUNNING],
+    State.CANCELLING: [State.STARTING, State.CANCELLING],
+    State.SUCCEEDED: [State.STARTING, State.RUNNING, State.SUCCEEDED],
+    State.FAILED: [State.STARTING, State.FAILED],
+    State.CANCELLED: [State.CANCELLED],
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "bll.db")
+
+
+def queue(store: Store, job_id: str = "one", **more: str) -> str:
+    return store.create(job_id, "", b"spec", PLAN, **more).job_id
+
+
+def bring(store: Store, job_id: str, state: State) -> None:
+    for step in PATHS[state]:
+        store.transition(job_id, step)
+
+
+def test_a_new_job_is_queued_and_reads_back_as_it_was_stored(store: Store) -> None:
+    job = store.get(queue(store))
+    assert (job.state, job.spec, job.plan, job.model_id, job.last_event) == (State.QUEUED, b"spec", PLAN, "one", 1)
+    assert [e.event for e in store.events("one", 0)] == [StateChange(State.QUEUED)]
+
+
+@pytest.mark.parametrize("before", State)
+@pytest.mark.parametrize("after", State)
+def test_every_transition_outside_the_table_is_refused_and_changes_nothing(
+    store: Store, before: State, after: State
+) -> None:
+    bring(store, queue(store), before)
+    events = len(store.events("one", 0))
+    if after in TRANSITIONS[before]:
+        assert store.transition("one", after).state is after
+        assert store.events("one", events)[0].event == StateChange(after)
+    else:
+        with pytest.raises(IllegalState, match=before.upper()):
+            store.transition("one", after)
+        assert store.get("one").state is before
+        assert len(store.events("one", 0)) == events
+
+
+def test_final_states_are_those_without_a_way_out() -> None:
+    assert {State.SUCCEEDED, State.FAILED, State.CANCELLED} == FINAL
+    assert not FINAL & ACTIVE
+
+
+def test_events_are_numbered_without_gaps_when_many_threads_append(store: Store) -> None:
+    queue(store)
+
+    def append() -> None:
+        for step in range(10):
+            store.append("one", CheckpointSaved(step, epoch=0))
+
+    threads = [threading.Thread(target=append) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [e.number for e in store.events("one", 0)] == list(range(1, 42))
+    assert store.get("one").last_event == 41
+
+
+def test_events_after_a_number_are_those_that_a_watcher_has_not_seen(store: Store) -> None:
+    queue(store)
+    for event in (PROGRESS, VALIDATION, CheckpointSaved(step=10, epoch=0)):
+        store.append("one", event)
+    assert [e.event for e in store.events("one", 2)] == [VALIDATION, CheckpointSaved(step=10, epoch=0)]
+    assert [e.number for e in store.events("one", 1, limit=2)] == [2, 3]
+    assert store.events("one", 4) == []
+
+
+def test_what_an_event_says_of_the_job_is_in_the_job(store: Store) -> None:
+    queue(store)
+    progress = Progress(step=5, epoch=0, samples_per_s=1000.0, remaining_s=2.5)
+    store.append("one", PROGRESS, progress)
+    store.append("one", VALIDATION)
+    store.append("one", replace(VALIDATION, split="test"))
+    store.append("one", CheckpointSaved(step=10, epoch=0))
+    job = store.get("one")
+    assert (job.progress, job.validation, job.checkpoint_step) == (progress, VALIDATION, 10)
+    assert job.test == replace(VALIDATION, split="test")
+
+
+def test_a_failed_job_keeps_its_failure_and_its_end(store: Store) -> None:
+    bring(store, queue(store), State.RUNNING)
+    failure = Failure("BlockFailed", "block 2: out of memory", block=2)
+    job = store.transition("one", State.FAILED, "out of memory", failure=failure)
+    assert (job.failure, job.reason) == (failure, "out of memory")
+    assert job.end_time is not None
+    assert job.start_time is not None
+    assert job.create_time <= job.start_time <= job.end_time
+
+
+def test_the_same_request_returns_the_same_job_and_another_body_is_refused(store: Store) -> None:
+    first = store.create("", "", b"spec", PLAN, request_id="r", request_digest="d")
+    assert store.create("", "", b"spec", PLAN, request_id="r", request_digest="d") == first
+    assert store.replayed("r", "d") == first
+    assert store.replayed("other", "d") is None
+    with pytest.raises(RequestIdReused, match=first.job_id):
+        store.create("", "", b"spec", PLAN, request_id="r", request_digest="e")
+    with pytest.raises(RequestIdReused):
+        store.replayed("r", "e")
+
+
+def test_a_taken_job_id_is_refused(store: Store) -> None:
+    queue(store)
+    with pytest.raises(JobExists, match="'one'"):
+        queue(store)
+
+
+def test_an_unknown_job_is_not_found(store: Store) -> None:
+    with pytest.raises(NotFound, match="jobs/none"):
+        store.get("none")
+
+
+def test_pages_give_every_job_once_newest_first_while_jobs_are_added(store: Store) -> None:
+    names = [queue(store, f"job-{i}") for i in range(5)]
+    first, token = store.page(2, "")
+    queue(store, "late")
+    second, token = store.page(2, token)
+    third, last = store.page(2, token)
+    assert [j.job_id for j in (*first, *second, *third)] == names[::-1]
+    assert last == ""
+
+
+@given(st.text(max_size=40))
+def test_a_page_token_that_was_not_made_here_is_refused(token: str) -> None:
+    with pytest.raises(InvalidRequest, match="page_token"):
+        _decode_token(token)
+
+
+@given(st.integers(1, 2**63 - 1))
+def test_a_page_token_reads_back(sequence: int) -> None:
+    assert _decode_token(_encode_token(sequence)) == sequence
+
+
+def test_queued_jobs_come_out_oldest_first(store: Store) -> None:
+    for name in ("one", "two", "three"):
+        queue(store, name)
+    store.transition("two", State.STARTING)
+    assert [j.job_id for j in store.in_states(State.QUEUED)] == ["one", "three"]
+    assert store.counts()[State.QUEUED] == 2
+    assert store.counts()[State.FAILED] == 0
+
+
+def test_a_full_disk_is_named_and_leaves_the_job_as_it_was(store: Store) -> None:
+    queue(store)
+    with store._engine.connect() as connection:  # the limit holds for one connection, and this one is taken next
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageFull, match="full"):
+        store.create("big", "", b"x" * 100_000, PLAN)
+    assert [j.job_id for j in store.page(10, "")[0]] == ["one"]
+    assert store.transition("one", State.CANCELLED).state is State.CANCELLED
+
+
+def test_everything_is_there_after_the_database_is_opened_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "bll.db")
+    queue(store)
+    store.append("one", PROGRESS)
+    before = store.get("one"), store.events("one", 0)
+    store.close()
+    again = Store(tmp_path / "bll.db")
+    assert (again.get("one"), again.events("one", 0)) == before
+
+
+def test_a_database_of_a_newer_server_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "bll.db") as connection:
+        connection.execute("PRAGMA user_version = 999")
+    connection.close()
+    with pytest.raises(RuntimeError, match="newer server"):
+        Store(tmp_path / "bll.db")
+
+
+def test_waiting_ends_with_the_next_event(store: Store) -> None:
+    queue(store)
+    woken = threading.Event()
+
+    def wait() -> None:
+        store.wait("one", 1, 30.0, lambda: False)
+        woken.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    store.append("one", PROGRESS)
+    assert woken.wait(10)
+    thread.join()
+
+
+@pytest.mark.parametrize("event", [PROGRESS, VALIDATION, CheckpointSaved(1, 0)])
+def test_events_of_every_kind_read_back_as_they_were(store: Store, event: RunEvent) -> None:
+    queue(store)
+    store.append("one", event)
+    assert store.events("one", 1)[0].event == event
