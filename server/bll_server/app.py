@@ -1,0 +1,154 @@
+"""The server put together: one object from the first lock to the last."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+import grpc
+
+from bll_proto import oip
+from bll_proto.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, training_pb2, training_pb2_grpc
+from bll_server.interceptors import Boundary
+from bll_server.jobs.planner import Planner
+from bll_server.jobs.scheduler import Scheduler
+from bll_server.jobs.store import Store
+from bll_server.metrics import Metrics, MetricsServer
+from bll_server.models.registry import Registry
+from bll_server.models.session import Sessions
+from bll_server.services.health import Health, add_reflection
+from bll_server.services.inference import InferenceServicer
+from bll_server.services.models import ModelServicer
+from bll_server.services.oip import add_oip
+from bll_server.services.training import TrainingServicer
+from bll_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+RUNNER = (sys.executable, "-m", "bll_server.jobs.runner")
+
+SERVICES = (
+    training_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_name,
+    models_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    oip.SERVICE.full_name,
+    "grpc.health.v1.Health",
+)
+
+WATCH = f"/{SERVICES[0]}/WatchJob"
+
+_LONGEST_CALL_S = 5.0
+"""Calls in flight are cut off this long after the drain: a health watcher would hold the server for ever."""
+
+
+class CannotStart(Exception):
+    """The data directory or a port is another's."""
+
+
+class Server:
+    """A server that serves from its construction until `stop`."""
+
+    def __init__(self, settings: Settings, command: Sequence[str] = RUNNER) -> None:
+        """`command` runs a job; see `Scheduler`. Raises CannotStart."""
+        self._settings = settings
+        self._draining = threading.Event()
+        with ExitStack() as stack:  # what has been opened is closed again if a later step fails
+            data_dir = settings.data_dir.resolve()
+            stack.enter_context(_locked(data_dir))
+            planner = Planner(data_dir / "datasets")
+            stack.callback(planner.close)
+            store = Store(data_dir / "bll.db")
+            stack.callback(store.close)
+            registry = Registry(data_dir / "models")
+            metrics = Metrics()
+            metrics.count_jobs(store.counts)
+            self._health = Health(SERVICES, registry.models())
+
+            def publish(model: str, staging: Path, job: str) -> str:
+                version = registry.publish(model, staging, job)
+                self._health.model_ready(model)
+                return version
+
+            self._scheduler = Scheduler(
+                store,
+                publish,
+                metrics,
+                data_dir,
+                command,
+                max_jobs=settings.max_jobs,
+                max_watchers=settings.max_watchers,
+                cancel_grace_s=settings.cancel_grace_s,
+            )
+            # A few threads more than may watch, so that there is one to refuse with.
+            watchers = ThreadPoolExecutor(settings.max_watchers + 2, thread_name_prefix="watch")
+            stack.callback(watchers.shutdown, wait=False)
+            self._grpc = _grpc_server(settings, Boundary(metrics, {WATCH: watchers}))
+            training = TrainingServicer(store, planner, self._scheduler)
+            training_pb2_grpc.add_TrainingServiceServicer_to_server(training, self._grpc)
+            models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(registry), self._grpc)
+            sessions = Sessions(registry, metrics)
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(sessions), self._grpc)
+            add_oip(self._grpc, sessions)
+            self._health.add_to(self._grpc)
+            add_reflection(self._grpc, SERVICES)
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            try:
+                http = MetricsServer(
+                    settings.host, settings.metrics_port, metrics.registry, lambda: not self._draining.is_set()
+                )
+                stack.callback(http.close)
+                port = self._grpc.add_insecure_port(f"{host}:{settings.port}")
+            except (OSError, RuntimeError) as error:
+                raise CannotStart(f"a port on {settings.host} cannot be listened on: {error}") from error
+            self.address = f"{host}:{port}"
+            self.metrics_url = f"http://{host}:{http.port}/metrics"
+            self._scheduler.start()
+            self._grpc.start()
+            self._stack = stack.pop_all()
+
+    def stop(self) -> None:
+        """Drain: no new jobs, running ones to their next marker and back into the queue; then end."""
+        log.info("draining for at most %g s", self._settings.drain_s)
+        self._draining.set()
+        self._health.drain()
+        self._scheduler.drain(self._settings.drain_s)
+        self._grpc.stop(min(_LONGEST_CALL_S, self._settings.drain_s)).wait()
+        self._stack.close()
+
+
+def _grpc_server(settings: Settings, boundary: Boundary) -> grpc.Server:
+    size_bytes = settings.max_message_mb * 2**20
+    return grpc.server(
+        ThreadPoolExecutor(settings.threads, thread_name_prefix="call"),
+        interceptors=[boundary],
+        options=[
+            ("grpc.so_reuseport", 0),  # else a second server on the port would start, and take every other call
+            ("grpc.max_receive_message_length", size_bytes),
+            ("grpc.max_send_message_length", size_bytes),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ],
+    )
+
+
+def _locked(data_dir: Path) -> IO[str]:
+    """A file that holds the directory for this process until it is closed. Raises CannotStart."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file = (data_dir / "lock").open("w")
+    except OSError as error:
+        raise CannotStart(f"the data directory cannot be used: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise CannotStart(f"the data directory {data_dir} is in use by another server") from error
+    return file

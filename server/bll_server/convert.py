@@ -1,0 +1,190 @@
+"""Protos from the domain's dataclasses, and back.
+
+Specs are walked by field name, proto and dataclass side by side, and only what is present in a spec is carried over:
+so defaults and ranges live in `bll.config` alone. A test compares the two trees field by field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2
+
+from bll.config import TrainingConfig, from_dict
+from bll.errors import InvalidConfig, Violation
+from bll.events import BlockProgress, Evaluation
+from bll.plan import Plan
+from bll_proto.v1 import errors_pb2, training_pb2
+from bll_server.errors import DOMAIN, InvalidRequest
+from bll_server.jobs.records import Job, JobEvent, JobSummary, Progress, StateChange
+
+M = TypeVar("M", bound=Message)
+
+
+def config_from_spec(spec: training_pb2.JobSpec) -> TrainingConfig:
+    """The config that a spec asks for. Raises InvalidRequest with paths such as `job.spec.data.name`."""
+    try:
+        return from_dict(TrainingConfig, _present(spec, skip="model_id"))
+    except InvalidConfig as error:
+        raise invalid_spec(error.violations) from error
+
+
+def invalid_spec(violations: tuple[Violation, ...]) -> InvalidRequest:
+    """The same violations, under the path that a config has in a request."""
+    return InvalidRequest(*(Violation(f"job.spec.{v.field}", v.description) for v in violations))
+
+
+def spec_message(config: TrainingConfig, model_id: str = "") -> training_pb2.JobSpec:
+    """`config` as a spec in which every field is present."""
+    spec = _filled(training_pb2.JobSpec(), config)
+    spec.model_id = model_id
+    return spec
+
+
+def evaluation_message(evaluation: Evaluation) -> training_pb2.Evaluation:
+    """`evaluation`, field by field."""
+    return _filled(training_pb2.Evaluation(), evaluation)
+
+
+def plan_message(plan: Plan) -> training_pb2.JobPlan:
+    """What `plan` holds besides its config."""
+    return _filled(training_pb2.JobPlan(), plan, skip="config")
+
+
+def job_message(job: Job) -> training_pb2.Job:
+    """Everything about a job."""
+    message = summary_message(job)
+    message.spec.ParseFromString(job.spec)
+    message.resolved_spec.CopyFrom(spec_message(job.plan.config, job.model_id))
+    message.plan.CopyFrom(plan_message(job.plan))
+    if job.validation:
+        message.validation.CopyFrom(evaluation_message(job.validation))
+    if job.test:
+        message.test.CopyFrom(evaluation_message(job.test))
+    return message
+
+
+def preview_message(spec: training_pb2.JobSpec, plan: Plan) -> training_pb2.Job:
+    """What would become of `spec`; no job has been made."""
+    message = training_pb2.Job(spec=spec, plan=plan_message(plan))
+    message.resolved_spec.CopyFrom(spec_message(plan.config, spec.model_id))
+    return message
+
+
+def summary_message(job: JobSummary) -> training_pb2.Job:
+    """A job as a list shows it."""
+    message = training_pb2.Job(
+        name=f"jobs/{job.job_id}",
+        state=_number(training_pb2.JobState.DESCRIPTOR, job.state),
+        state_reason=job.reason,
+        model_version=job.model_version,
+        last_event=job.last_event,
+    )
+    message.spec.model_id = job.model_id
+    if job.failure:
+        info = error_details_pb2.ErrorInfo(
+            domain=DOMAIN,
+            reason=errors_pb2.ErrorReason.Name(errors_pb2.ERROR_REASON_TRAINING_FAILED).removeprefix("ERROR_REASON_"),
+            metadata={"error": job.failure.kind},
+        )
+        if job.failure.block is not None:
+            info.metadata["block"] = str(job.failure.block)
+        message.error.code = code_pb2.ABORTED
+        message.error.message = job.failure.message
+        message.error.details.add().Pack(info)
+    if job.progress:
+        message.progress.CopyFrom(_progress_message(job, job.progress))
+    for name in ("create_time", "start_time", "end_time"):
+        if time := getattr(job, name):
+            getattr(message, name).FromDatetime(_naive(time))
+    return message
+
+
+def event_message(event: JobEvent) -> training_pb2.JobEvent:
+    """One numbered event."""
+    message = training_pb2.JobEvent(number=event.number)
+    message.time.FromDatetime(_naive(event.time))
+    inner = event.event
+    if isinstance(inner, StateChange):
+        message.state_change.state = _number(training_pb2.JobState.DESCRIPTOR, inner.state)
+        message.state_change.reason = inner.reason
+    elif isinstance(inner, BlockProgress):
+        _filled(message.block_progress, inner)
+    elif isinstance(inner, Evaluation):
+        _filled(message.evaluation, inner)
+    else:
+        _filled(message.checkpoint_saved, inner)
+    return message
+
+
+def _progress_message(job: JobSummary, progress: Progress) -> training_pb2.JobProgress:
+    message = training_pb2.JobProgress(
+        step=progress.step,
+        total_steps=job.total_steps,
+        epoch=progress.epoch,
+        total_epochs=job.total_epochs,
+        samples_per_s=progress.samples_per_s,
+    )
+    if progress.remaining_s is not None:
+        message.remaining.FromMilliseconds(round(progress.remaining_s * 1e3))
+    return message
+
+
+def _naive(time: datetime) -> datetime:
+    return time.replace(tzinfo=None)  # FromDatetime takes a naive time for UTC
+
+
+def _present(message: Message, skip: str = "") -> dict[str, Any]:
+    """The fields that are present in `message`, as `bll.config.from_dict` reads them."""
+    values: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        if field.name == skip:
+            continue
+        if field.is_repeated:
+            values[field.name] = list(value)
+        elif field.message_type:
+            values[field.name] = _present(value)
+        elif field.enum_type:
+            # A number that this server does not know stays a number, which the config refuses by name.
+            values[field.name] = _names(field.enum_type).get(value, value)
+        else:
+            values[field.name] = value
+    return values
+
+
+def _filled(message: M, values: Any, skip: str = "") -> M:
+    """`message` with the fields of the dataclass `values`, which has the same names."""
+    for field in fields(values):
+        if field.name == skip:
+            continue
+        value = getattr(values, field.name)
+        if is_dataclass(value):
+            _filled(getattr(message, field.name), value)
+        elif isinstance(value, tuple):
+            repeated = getattr(message, field.name)
+            if value and is_dataclass(value[0]):
+                for item in value:
+                    _filled(repeated.add(), item)
+            else:
+                repeated.extend(value)
+        elif isinstance(value, StrEnum):
+            setattr(message, field.name, _number(message.DESCRIPTOR.fields_by_name[field.name].enum_type, value))
+        else:
+            setattr(message, field.name, value)
+    return message
+
+
+@cache
+def _names(enum: Any) -> dict[int, str]:
+    """Value of the StrEnum for each number of an enum's descriptor: FAMILY_NAME_UNIT_GAUSSIAN is `unit_gaussian`."""
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return {number: value.name.removeprefix(prefix).lower() for number, value in enum.values_by_number.items()}
+
+
+def _number(enum: Any, value: StrEnum) -> Any:
+    return next(number for number, name in _names(enum).items() if name == value)

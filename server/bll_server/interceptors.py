@@ -1,0 +1,143 @@
+"""What happens round every call: request id, metrics, and the translation of errors, where nobody can forget it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+
+from bll.errors import Violation
+from bll_server.errors import InvalidRequest, ServerError
+from bll_server.logs import bound
+from bll_server.metrics import Metrics
+from bll_server.status import status_of
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Boundary(grpc.ServerInterceptor):
+    """Wraps every method of the server.
+
+    The request's id is the caller's `x-request-id`, or a new one; log lines, errors and the answer's trailing
+    metadata carry it.
+    """
+
+    def __init__(self, metrics: Metrics, pools: Mapping[str, ThreadPoolExecutor]) -> None:
+        """`pools` are the threads of those methods, by path, that would keep the others waiting."""
+        self._metrics = metrics
+        self._pools = pools
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        method = handler_call_details.method
+        if method not in self._wrapped:
+            handler = continuation(handler_call_details)
+            if handler is None:  # grpc answers UNIMPLEMENTED, and what a stranger calls is never counted by name
+                return None
+            self._wrapped[method] = self._wrap(method, handler)
+        return self._wrapped[method]
+
+    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+        kind, behavior = next((k, b) for k in kinds if (b := getattr(handler, k)))
+        if getattr(behavior, "experimental_non_blocking", False):
+            return handler  # health's Watch: it holds no thread, and answers through a callback
+        service, _, name = method.removeprefix("/").partition("/")
+        labels = (kind, service, name)
+
+        def deserialize(data: bytes) -> Any:
+            try:
+                return handler.request_deserializer(data) if handler.request_deserializer else data
+            except DecodeError as error:
+                return _Malformed(str(error))  # raised here, grpc would call it a fault of the server
+
+        def unary(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._call(labels, context):
+                return behavior(_sound(request), context)
+
+        def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._call(labels, context):
+                yield from behavior(_sound(request), context)
+
+        wrapper: Any = stream if handler.response_streaming else unary
+        if method in self._pools:
+            wrapper.experimental_thread_pool = self._pools[method]  # grpc looks for it there
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(wrapper, deserialize, handler.response_serializer)
+        return wrapped
+
+    @contextmanager
+    def _call(self, labels: tuple[str, str, str], context: grpc.ServicerContext) -> Iterator[None]:
+        request_id = _request_id(context)
+        started = time.perf_counter()
+        self._metrics.grpc_started.labels(*labels).inc()
+        context.set_trailing_metadata((("x-request-id", request_id),))
+        code = grpc.StatusCode.OK
+        with bound(request_id=request_id):
+            try:
+                if (
+                    not context.is_active()
+                ):  # cancelled or expired while it waited for a thread: nobody reads the answer
+                    context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
+                yield
+            except GeneratorExit:  # the caller of a stream has gone
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:
+                if _code(context):  # the method has answered by itself
+                    raise
+                self._abort(error, request_id, context)
+            finally:
+                code = _code(context) or code
+                self._metrics.grpc_handled.labels(*labels, code.name).inc()
+                self._metrics.grpc_seconds.labels(*labels).observe(time.perf_counter() - started)
+
+    def _abort(self, error: Exception, request_id: str, context: grpc.ServicerContext) -> None:
+        if not isinstance(error, ServerError):
+            log.error("unexpected error", exc_info=error)
+        status = rpc_status.to_status(status_of(error, request_id))
+        metadata = (*status.trailing_metadata, ("x-request-id", request_id))
+        context.set_trailing_metadata(metadata)
+        context.abort(status.code, status.details)
+
+
+@dataclass(frozen=True)
+class _Malformed:
+    """Stands for a request whose bytes are not the message that the method takes."""
+
+    reason: str
+
+
+def _sound(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise InvalidRequest(Violation("request", f"must be the message that this method takes: {request.reason}"))
+    return request
+
+
+def _code(context: grpc.ServicerContext) -> grpc.StatusCode | None:
+    """The status that has been set so far."""
+    code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined]  # the stubs lack it
+    return code
+
+
+def _request_id(context: grpc.ServicerContext) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "x-request-id" and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return secrets.token_hex(8)

@@ -1,0 +1,119 @@
+"""TrainingService: jobs, from their submission to their end."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from uuid import UUID
+
+import grpc
+
+from bll.errors import Violation
+from bll_proto.v1 import training_pb2, training_pb2_grpc
+from bll_server import convert
+from bll_server.errors import InvalidRequest
+from bll_server.jobs.planner import Planner
+from bll_server.jobs.scheduler import Scheduler
+from bll_server.jobs.store import Store
+from bll_server.models.registry import MODEL_ID
+
+_JOB_ID = re.compile(r"[a-z][a-z0-9-]{2,62}")
+_DEFAULT_PAGE, _LARGEST_PAGE = 50, 1000
+
+
+class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
+    """See `training.proto`."""
+
+    def __init__(self, store: Store, planner: Planner, scheduler: Scheduler) -> None:
+        self._store = store
+        self._planner = planner
+        self._scheduler = scheduler
+
+    def CreateJob(
+        self, request: training_pb2.CreateJobRequest, context: grpc.ServicerContext
+    ) -> training_pb2.CreateJobResponse:
+        self._scheduler.check_open()
+        _check_create(request)
+        digest = _digest(request)
+        if request.request_id and (earlier := self._store.replayed(request.request_id, digest)):
+            return training_pb2.CreateJobResponse(job=convert.job_message(earlier))
+        spec = request.job.spec
+        plan = self._planner.plan(convert.config_from_spec(spec))
+        if request.validate_only:
+            return training_pb2.CreateJobResponse(job=convert.preview_message(spec, plan))
+        job = self._scheduler.submit(
+            request.job_id,
+            spec.model_id,
+            spec.SerializeToString(),
+            plan,
+            request_id=request.request_id,
+            request_digest=digest,
+        )
+        return training_pb2.CreateJobResponse(job=convert.job_message(job))
+
+    def GetJob(self, request: training_pb2.GetJobRequest, context: grpc.ServicerContext) -> training_pb2.GetJobResponse:
+        job = self._store.get(_job_id(request.name))
+        return training_pb2.GetJobResponse(job=convert.job_message(job))
+
+    def ListJobs(
+        self, request: training_pb2.ListJobsRequest, context: grpc.ServicerContext
+    ) -> training_pb2.ListJobsResponse:
+        if not 0 <= request.page_size <= _LARGEST_PAGE:
+            rule = f"must be between 0 and {_LARGEST_PAGE}, got {request.page_size}"
+            raise InvalidRequest(Violation("page_size", rule))
+        jobs, following = self._store.page(request.page_size or _DEFAULT_PAGE, request.page_token)
+        return training_pb2.ListJobsResponse(jobs=map(convert.summary_message, jobs), next_page_token=following)
+
+    def CancelJob(
+        self, request: training_pb2.CancelJobRequest, context: grpc.ServicerContext
+    ) -> training_pb2.CancelJobResponse:
+        job = self._scheduler.cancel(_job_id(request.name))
+        return training_pb2.CancelJobResponse(job=convert.job_message(job))
+
+    def WatchJob(
+        self, request: training_pb2.WatchJobRequest, context: grpc.ServicerContext
+    ) -> Iterator[training_pb2.WatchJobResponse]:
+        job_id = _job_id(request.name)
+        if request.after_event < 0:
+            raise InvalidRequest(Violation("after_event", f"must not be negative, got {request.after_event}"))
+        context.add_callback(self._store.wake)  # so that a watcher that has gone gives its thread back at once
+        for event in self._scheduler.watch(job_id, request.after_event, lambda: not context.is_active()):
+            yield training_pb2.WatchJobResponse(event=convert.event_message(event) if event else None)
+
+
+def _job_id(name: str) -> str:
+    job_id = name.removeprefix("jobs/")
+    if job_id == name or not _JOB_ID.fullmatch(job_id):
+        raise InvalidRequest(Violation("name", f"must be jobs/{{job_id}}, got {name!r}"))
+    return job_id
+
+
+def _check_create(request: training_pb2.CreateJobRequest) -> None:
+    """Raises InvalidRequest for every field beside those of the config that breaks its rule."""
+    violations = []
+    if not request.job.HasField("spec"):
+        violations.append(Violation("job.spec", "must be present"))
+    if request.job_id and not _JOB_ID.fullmatch(request.job_id):
+        violations.append(Violation("job_id", f"must match {_JOB_ID.pattern}, got {request.job_id!r}"))
+    model_id = request.job.spec.model_id
+    if model_id and not MODEL_ID.fullmatch(model_id):
+        violations.append(Violation("job.spec.model_id", f"must match {MODEL_ID.pattern}, got {model_id!r}"))
+    if request.request_id and not _is_uuid(request.request_id):
+        violations.append(Violation("request_id", f"must be a UUID, got {request.request_id!r}"))
+    if violations:
+        raise InvalidRequest(*violations)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False
+
+
+def _digest(request: training_pb2.CreateJobRequest) -> str:
+    """SHA-256 of what a repeated request must have in common with the first."""
+    body = training_pb2.CreateJobRequest(job_id=request.job_id)
+    body.job.spec.CopyFrom(request.job.spec)
+    return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()

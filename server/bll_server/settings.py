@@ -1,0 +1,65 @@
+"""The settings of a server: flags, and environment variables named BLL_*, which flags overrule."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """How to run the server."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BLL_",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        use_attribute_docstrings=True,
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on; one that is not loopback needs --insecure."""
+    port: int = Field(8470, ge=0, le=65535)
+    """gRPC port; 0 takes any free one."""
+    metrics_port: int = Field(8471, ge=0, le=65535)
+    """HTTP port of /metrics and /healthz; 0 takes any free one."""
+    insecure: bool = False
+    """Serve beyond this machine although traffic is neither encrypted nor authenticated."""
+    data_dir: Path = Path(".bll")
+    """Folder of jobs, models and the job database; one server at a time."""
+    max_jobs: int = Field(1, ge=1, le=64)
+    """Jobs that train at the same time."""
+    max_message_mb: int = Field(64, ge=1, le=1024)
+    """Largest request or answer in MiB."""
+    max_watchers: int = Field(256, ge=1, le=4096)
+    """WatchJob streams that are open at the same time."""
+    threads: int = Field(16, ge=1, le=256)
+    """Threads that answer calls."""
+    drain_s: float = Field(20.0, ge=0.0, le=3600.0)
+    """Seconds that running jobs and calls are given to come to an end when the server is told to stop."""
+    cancel_grace_s: float = Field(10.0, ge=0.0, le=3600.0)
+    """Seconds that a cancelled job is given to stop by itself before its processes are killed."""
+    log_format: Literal["console", "json"] = "console"
+    """Form of the log on stderr."""
+
+    @classmethod
+    def from_flags(cls, argv: list[str]) -> Settings:
+        """Raises pydantic's ValidationError, and SystemExit for an unknown flag or for --help."""
+        return cls(_cli_parse_args=argv, _cli_prog_name="bll serve")  # type: ignore[call-arg]  # of BaseSettings
+
+    @model_validator(mode="after")
+    def _only_loopback_without_insecure(self) -> Settings:
+        if not (self.insecure or _is_loopback(self.host)):
+            raise ValueError(f"host must be loopback unless --insecure is given, got {self.host!r}")
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,230 @@
+from dataclasses import fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from google.protobuf.descriptor import Descriptor, EnumDescriptor
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bll import config as config_module
+from bll.config import (
+    BackwardConfig,
+    BlocksConfig,
+    DataConfig,
+    ExecutorConfig,
+    FamilyName,
+    LatentConfig,
+    MixingConfig,
+    MixingSchedule,
+    NetworkConfig,
+    OptimizerConfig,
+    Rule,
+    TrainingConfig,
+    TwinName,
+)
+from bll.events import BlockProgress, CheckpointSaved, Evaluation, Scores
+from bll.plan import BlockPlan, Plan
+from bll_proto.v1 import training_pb2
+from bll_server import convert
+from bll_server.errors import InvalidRequest
+from bll_server.jobs.records import Failure, Progress
+from bll_server.jobs.states import State
+from bll_server.jobs.store import Store
+
+SCORES = Scores(accuracy=0.9, nll_nats=0.3, ece=0.01, brier=0.1)
+PLAN = Plan(
+    config=TrainingConfig(),
+    blocks=(BlockPlan(0, ("stem", "conv 16"), 100, 2000, (16, 28, 28)),),
+    input_shape=(1, 28, 28),
+    class_names=("a", "b"),
+    steps_per_epoch=10,
+    dataset_digest="0" * 64,
+    warnings=("small",),
+)
+
+
+def same_fields(cls: type, message: Descriptor, *, but: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    hints = get_type_hints(cls)
+    assert set(message.fields_by_name) - but == {f.name for f in fields(cls)} - but, message.name
+    for name, kind in hints.items():
+        if name in but:
+            continue
+        field = message.fields_by_name[name]
+        inner = next((a for a in get_args(kind) if a is not ...), kind)
+        assert field.is_repeated == bool(get_args(kind)), f"{message.name}.{name}"
+        if is_dataclass(inner):
+            assert isinstance(inner, type)
+            assert field.message_type is not None
+            same_fields(inner, field.message_type)
+        elif issubclass(inner, StrEnum):
+            assert field.enum_type is not None
+            same_values(inner, field.enum_type)
+        else:
+            allowed = {int: "int32 int64", float: "double", str: "string"}[inner]
+            assert TYPES[field.type] in allowed.split(), f"{message.name}.{name}"
+
+
+def same_values(cls: type[StrEnum], enum: EnumDescriptor) -> None:
+    zero, *names = enum.values_by_name
+    prefix = zero.removesuffix("UNSPECIFIED")
+    assert names == [prefix + value.upper() for value in cls]
+    assert prefix.replace("_", "") == enum.name.upper()
+
+
+TYPES = {1: "double", 3: "int64", 5: "int32", 9: "string"}
+
+
+def test_spec_and_config_have_the_same_fields_kinds_and_choices() -> None:
+    same_fields(TrainingConfig, training_pb2.JobSpec.DESCRIPTOR, but={"model_id"})
+
+
+def test_presence_is_known_for_every_number_and_text_of_a_spec() -> None:
+    for kind in (training_pb2.JobSpec, *(f.message_type._concrete_class for f in sub_messages())):
+        for field in kind.DESCRIPTOR.fields:
+            if not field.is_repeated and not field.enum_type and field.name != "model_id":
+                assert field.has_presence, field.full_name
+
+
+def sub_messages() -> list[Any]:
+    return [f for f in training_pb2.JobSpec.DESCRIPTOR.fields if f.message_type]
+
+
+@pytest.mark.parametrize(
+    ("cls", "message", "but"),
+    [
+        (BlockProgress, training_pb2.BlockProgress, set()),
+        (Evaluation, training_pb2.Evaluation, set()),
+        (CheckpointSaved, training_pb2.CheckpointSaved, set()),
+        (Plan, training_pb2.JobPlan, {"config"}),
+    ],
+)
+def test_events_and_plan_have_the_same_fields_as_their_messages(cls: type, message: Any, but: set[str]) -> None:
+    same_fields(cls, message.DESCRIPTOR, but=but)
+
+
+def test_states_have_the_same_names_as_their_enum() -> None:
+    same_values(State, training_pb2.JobState.DESCRIPTOR)
+
+
+def test_an_empty_spec_is_the_config_of_the_defaults() -> None:
+    assert convert.config_from_spec(training_pb2.JobSpec()) == TrainingConfig()
+
+
+CONFIGS = st.builds(
+    TrainingConfig,
+    data=st.builds(DataConfig, name=st.just("npz"), path=st.text(min_size=1, max_size=9).map(lambda t: f"a{t}")),
+    network=st.builds(
+        NetworkConfig,
+        widths=st.lists(st.integers(1, 8192), min_size=1, max_size=5).map(tuple),
+        dropout=st.floats(0, 0.9),
+    ),
+    blocks=st.builds(BlocksConfig, num_blocks=st.integers(1, 257)),
+    latent=st.builds(LatentConfig, family=st.sampled_from(FamilyName)),
+    backward=st.builds(BackwardConfig, twin=st.sampled_from(TwinName)),
+    mixing=st.builds(MixingConfig, schedule=st.sampled_from(MixingSchedule), start=st.floats(0, 2)),
+    optimizer=st.builds(OptimizerConfig, learning_rate=st.floats(1e-8, 10)),
+    executor=st.builds(ExecutorConfig, checkpoint_steps=st.integers(0, 10)),
+    rule=st.sampled_from(Rule),
+    seed=st.integers(0, 2**63 - 1),
+)
+
+
+@given(CONFIGS)
+def test_every_config_survives_the_way_to_a_spec_and_back(config: TrainingConfig) -> None:
+    spec = training_pb2.JobSpec.FromString(convert.spec_message(config, "m").SerializeToString())
+    assert convert.config_from_spec(spec) == config
+    assert spec.model_id == "m"
+
+
+BROKEN = {
+    "job.spec.data.path": {"data": {"name": "npz"}},
+    "job.spec.data.train_rows": {"data": {"train_rows": -1}},
+    "job.spec.data.validation_rows": {"data": {"validation_rows": -1}},
+    "job.spec.network.widths[1]": {"network": {"widths": [4, 0]}},
+    "job.spec.network.stem_stride": {"network": {"stem_stride": 3}},
+    "job.spec.network.dropout": {"network": {"dropout": float("nan")}},
+    "job.spec.blocks.num_blocks": {"blocks": {"num_blocks": 0}},
+    "job.spec.blocks.cuts": {"blocks": {"num_blocks": 3, "cuts": [4, 2]}},
+    "job.spec.blocks.balance": {"blocks": {"balance": 77}},
+    "job.spec.latent.family": {"latent": {"family": 77}},
+    "job.spec.latent.units": {"latent": {"units": 0}},
+    "job.spec.latent.max_variance": {"latent": {"max_variance": float("inf")}},
+    "job.spec.backward.delay_steps": {"backward": {"delay_steps": 0}},
+    "job.spec.mixing.start": {"mixing": {"start": -0.5}},
+    "job.spec.mixing.ramp_epochs": {"mixing": {"ramp_epochs": 0}},
+    "job.spec.optimizer.learning_rate": {"optimizer": {"learning_rate": 0.0}},
+    "job.spec.optimizer.warmup_steps": {"optimizer": {"warmup_steps": -1}},
+    "job.spec.executor.threads_per_block": {"executor": {"threads_per_block": 0}},
+    "job.spec.rule": {"rule": 77},
+    "job.spec.epochs": {"epochs": 0},
+    "job.spec.batch_size": {"batch_size": 1},
+    "job.spec.seed": {"seed": -1},
+}
+
+
+@pytest.mark.parametrize("path", BROKEN)
+def test_a_broken_rule_is_named_by_its_full_path(path: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        convert.config_from_spec(training_pb2.JobSpec(**BROKEN[path]))  # type: ignore[arg-type]
+    assert [v.field for v in caught.value.violations] == [path]
+    assert "got" in caught.value.violations[0].description
+
+
+def test_every_broken_rule_is_told_at_once() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        convert.config_from_spec(training_pb2.JobSpec(epochs=0, data={"train_rows": -1}, latent={"units": 0}))  # type: ignore[arg-type]
+    fields = {v.field for v in caught.value.violations}
+    assert fields == {"job.spec.epochs", "job.spec.data.train_rows", "job.spec.latent.units"}
+
+
+@given(st.binary(max_size=200))
+def test_bytes_from_outside_become_a_config_or_an_invalid_request(data: bytes) -> None:
+    try:
+        spec = training_pb2.JobSpec.FromString(data)
+    except DecodeError:  # refused before it gets here
+        return
+    try:
+        convert.config_from_spec(spec)
+    except InvalidRequest as error:
+        assert all(v.field.startswith("job.spec.") for v in error.violations)  # noqa: PT017
+
+
+def test_a_job_shows_what_was_asked_what_was_made_of_it_and_how_far_it_is(tmp_path: Path) -> None:
+    store = Store(tmp_path / "bll.db")
+    spec = training_pb2.JobSpec(epochs=10)
+    store.create("one", "m", spec.SerializeToString(), PLAN)
+    store.transition("one", State.STARTING)
+    store.transition("one", State.RUNNING)
+    progress = BlockProgress(0, 0, 5, 1.2, 0.3, 0.5, 0.2, 0.7, 1.0, 1000.0, 0.01)
+    store.append("one", progress, Progress(step=5, epoch=0, samples_per_s=1000.0, remaining_s=2.5))
+    store.append("one", Evaluation("validation", 0, 10, 100, SCORES, SCORES, (SCORES,), 0.0))
+    failure = Failure("BlockFailed", "block 2: killed", block=2)
+    message = convert.job_message(store.transition("one", State.FAILED, "killed", failure=failure))
+
+    assert (message.name, message.spec) == ("jobs/one", spec)
+    assert convert.config_from_spec(message.resolved_spec) == PLAN.config
+    assert message.resolved_spec.model_id == "m"
+    assert list(message.plan.blocks[0].output_shape) == [16, 28, 28]
+    assert (message.progress.step, message.progress.total_steps) == (5, 100)
+    assert message.progress.remaining.ToMilliseconds() == 2500
+    assert message.validation.exits[0].accuracy == 0.9
+    assert not message.HasField("test")
+    assert message.state == training_pb2.JOB_STATE_FAILED
+    info = error_details_pb2.ErrorInfo()
+    assert message.error.details[0].Unpack(info)
+    assert (info.domain, info.reason, info.metadata["block"]) == ("bll", "TRAINING_FAILED", "2")
+    assert message.create_time.ToDatetime() <= message.end_time.ToDatetime()
+
+    kinds = [convert.event_message(e).WhichOneof("event") for e in store.events("one", 0)]
+    assert kinds == ["state_change"] * 3 + ["block_progress", "evaluation", "state_change"]
+
+
+def test_every_enum_of_the_config_is_compared() -> None:
+    enums = [v for v in vars(config_module).values() if isinstance(v, type) and issubclass(v, StrEnum)]
+    assert len([e for e in enums if e is not StrEnum]) == len(
+        [e for e in training_pb2.DESCRIPTOR.enum_types_by_name if e != "JobState"]
+    )
