@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from bll.errors import ExportError, Violation
 from bll.manifest import MODEL_FILE, read_manifest
 from bll_server.errors import InvalidRequest, ModelNotReady
+from bll_server.metrics import Metrics
 from bll_server.models.registry import Registry, Version
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ LOG_ERRORS_ONLY = 3
 class ModelSession:
     """One version, loaded. Safe to use from any thread; calls run side by side."""
 
-    def __init__(self, version: Version, *, threads: int, max_rows: int) -> None:
+    def __init__(self, version: Version, metrics: Metrics, *, threads: int, max_rows: int) -> None:
         """Load and warm up. Raises ExportError if the files are damaged."""
         import onnxruntime  # 0.2 s and 50 MiB, which a server without models does not pay
 
@@ -47,17 +49,32 @@ class ModelSession:
             version.directory / MODEL_FILE, sess_options=options, providers=providers()
         )
         # The first run allocates and, on a GPU, compiles.
-        self.infer(np.zeros((1, *self._row_shape), self._dtype))
+        self._run(np.zeros((1, *self._row_shape), self._dtype))
+        self._metrics = metrics
+        self._labels = (version.model, str(version.number))
+        self.request_seconds = metrics.inference_request_seconds.labels(*self._labels)
+        self._compute_seconds = metrics.inference_compute_seconds.labels(*self._labels)
+        self._batch_rows = metrics.inference_batch_rows.labels(*self._labels)
 
     def infer(self, rows: Array) -> dict[str, Array]:
         """Every output of the graph for `rows`, which have passed `check`."""
-        return dict(zip(self.output_names, self._session.run(self.output_names, {self.input.name: rows}), strict=True))
+        started = time.perf_counter()
+        outputs = self._run(rows)
+        self._compute_seconds.observe(time.perf_counter() - started)
+        self._batch_rows.observe(len(rows))
+        self._metrics.inference_entropy.observe(self._labels, outputs["entropy"])
+        self._metrics.inference_variance.observe(self._labels, outputs["posterior_variance"])
+        return outputs
+
+    def _run(self, rows: Array) -> dict[str, Array]:
+        arrays = self._session.run(self.output_names, {self.input.name: rows})
+        return dict(zip(self.output_names, arrays, strict=True))
 
     def check(self, rows: Array, *, dtype: str, shape: str, data: str) -> None:
         """Raises InvalidRequest if the graph cannot take `rows`; the keywords are the fields that they came in."""
         if rows.dtype != self._dtype:
             raise InvalidRequest(Violation(dtype, f"must be {self._dtype.name}, got {rows.dtype.name}"))
-        if rows.shape[1:] != self._row_shape or rows.ndim == 0:
+        if rows.ndim == 0 or rows.shape[1:] != self._row_shape:
             expected = ", ".join(["rows", *map(str, self._row_shape)])
             raise InvalidRequest(Violation(shape, f"must be [{expected}], got {list(rows.shape)}"))
         if not 1 <= len(rows) <= self._max_rows:
@@ -72,9 +89,10 @@ class ModelSession:
 class Sessions:
     """The loaded versions of a registry, each loaded when it is first asked for. Safe to use from any thread."""
 
-    def __init__(self, registry: Registry, *, threads: int = 1, max_rows: int = 4096) -> None:
+    def __init__(self, registry: Registry, metrics: Metrics, *, threads: int = 1, max_rows: int = 4096) -> None:
         """`threads` work on one call; calls run side by side on the threads of the server, so 1 serves many clients."""
         self.registry = registry
+        self._metrics = metrics
         self._threads = threads
         self._max_rows = max_rows
         self._loading = threading.Lock()
@@ -95,7 +113,7 @@ class Sessions:
             if key in self._sessions:
                 return self._sessions[key]
             try:
-                session = ModelSession(version, threads=self._threads, max_rows=self._max_rows)
+                session = ModelSession(version, self._metrics, threads=self._threads, max_rows=self._max_rows)
             except ExportError as error:
                 self.registry.withdraw(version, str(error))
                 return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version as distribution_version
 
 import grpc
@@ -43,9 +43,9 @@ REFUSED_OUTPUT_PARAMETERS = ("shared_memory_region", "classification")
 """Extensions that change what comes back: to pass over them would answer another question."""
 
 
-def add_oip(server: grpc.Server, sessions: Sessions) -> None:
-    """Serve `inference.GRPCInferenceService` from `server`."""
-    servicer = _Servicer(sessions)
+def add_oip(server: grpc.Server, sessions: Sessions, ready: Callable[[], bool]) -> None:
+    """Serve `inference.GRPCInferenceService` from `server`; `ready` says whether it wants more requests."""
+    servicer = _Servicer(sessions, ready)
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(
             getattr(servicer, method.name),
@@ -60,15 +60,16 @@ def add_oip(server: grpc.Server, sessions: Sessions) -> None:
 class _Servicer:
     """See `grpc_service.proto`."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, ready: Callable[[], bool]) -> None:
         self._sessions = sessions
+        self._ready = ready
         self._version = distribution_version("bll")
 
     def ServerLive(self, request: oip.ServerLiveRequest, context: grpc.ServicerContext) -> oip.ServerLiveResponse:
         return oip.ServerLiveResponse(live=True)
 
     def ServerReady(self, request: oip.ServerReadyRequest, context: grpc.ServicerContext) -> oip.ServerReadyResponse:
-        return oip.ServerReadyResponse(ready=True)
+        return oip.ServerReadyResponse(ready=self._ready())
 
     def ModelReady(self, request: oip.ModelReadyRequest, context: grpc.ServicerContext) -> oip.ModelReadyResponse:
         number = _number(request.version, "version")
@@ -99,7 +100,7 @@ class _Servicer:
         )
 
     def ModelInfer(self, request: oip.ModelInferRequest, context: grpc.ServicerContext) -> oip.ModelInferResponse:
-        started = time.monotonic()
+        started = time.perf_counter()
         timeout_s = _timeout_s(request.parameters)
         session = self._sessions.get(request.model_name, _number(request.model_version, "model_version"))
         rows = _rows(request, session)
@@ -107,15 +108,14 @@ class _Servicer:
         response = oip.ModelInferResponse(
             model_name=request.model_name, model_version=str(session.version.number), id=request.id
         )
-        if not context.is_active():
-            return response  # cancelled, or past its deadline: nobody waits, so nothing is computed
-        if timeout_s is not None and time.monotonic() - started >= timeout_s:
+        if timeout_s is not None and time.perf_counter() - started >= timeout_s:
             raise ModelNotReady(f"the request's timeout of {timeout_s:g} s was over before the model could run")
         outputs = session.infer(rows)
         for name in names:
             array = outputs[name]
             response.outputs.add(name=name, datatype=DATATYPE, shape=array.shape)
             response.raw_output_contents.append(array.tobytes())
+        session.request_seconds.observe(time.perf_counter() - started)
         return response
 
 
