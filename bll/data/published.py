@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from bll.data import idx
 from bll.data.dataset import Content, Split
-from bll.data.download import fetch
 from bll.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -109,8 +108,8 @@ FASHION_MNIST = Published(
     advice="install Debian's package dataset-fashion-mnist, or ",
 )
 
-# Archives: as Burn's and torch-rb's loaders pin them for the two mirrors below. Unpacked: as several projects list
-# them that check their files after unpacking the mirrors' archives.
+# Archives: as ankane/torchvision-ruby, lib/torchvision/datasets/mnist.rb, pins them for the first mirror below, and
+# other public loaders for the second. Unpacked: as several projects list them for the same archives.
 MNIST = Published(
     name="mnist",
     class_names=tuple("0123456789"),
@@ -255,6 +254,8 @@ def _check_download(published: Published, root: Path | None) -> Path:
 
 
 def _download(published: Published, root: Path | None) -> list[Path]:
+    from bll.data.download import fetch  # urllib and TLS: slow to load, rarely needed
+
     directory = _check_download(published, root)
     paths = []
     for file in published.files:
