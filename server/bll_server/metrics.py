@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -119,11 +120,14 @@ class RowHistogram(Collector):
 
     def observe(self, labels: tuple[str, ...], values: np.ndarray[Any, np.dtype[Any]]) -> None:
         """Count every finite value; one NaN would spoil the sum for ever."""
-        finite = values[np.isfinite(values)]
-        counts = np.bincount(np.searchsorted(self._buckets, finite), minlength=len(self._names))
+        total = float(values.sum(dtype=np.float64))
+        if not math.isfinite(total):
+            values = values[np.isfinite(values)]
+            total = float(values.sum(dtype=np.float64))
+        counts = np.bincount(self._buckets.searchsorted(values.ravel()), minlength=len(self._names))
         with self._lock:
             self._counts[labels] = self._counts.get(labels, 0) + counts
-            self._sums[labels] = self._sums.get(labels, 0.0) + float(finite.sum(dtype=np.float64))
+            self._sums[labels] = self._sums.get(labels, 0.0) + total
 
     def describe(self) -> Iterable[Metric]:
         return [HistogramMetricFamily(self._name, self._documentation, labels=self._labels)]
@@ -183,7 +187,9 @@ class MetricsServer:
 
         self._server = ThreadingHTTPServer((host, port), Handler)
         self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

@@ -14,37 +14,29 @@ class Settings(BaseSettings):
     """How to run the server."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BLL_",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-        use_attribute_docstrings=True,
+        env_prefix="BLL_", cli_kebab_case=True, cli_implicit_flags=True, cli_avoid_json=True
     )
 
-    host: str = "127.0.0.1"
-    """Address to listen on; one that is not loopback needs --insecure."""
-    port: int = Field(8470, ge=0, le=65535)
-    """gRPC port; 0 takes any free one."""
-    metrics_port: int = Field(8471, ge=0, le=65535)
-    """HTTP port of /metrics and /healthz; 0 takes any free one."""
-    insecure: bool = False
-    """Serve beyond this machine although traffic is neither encrypted nor authenticated."""
-    data_dir: Path = Path(".bll")
-    """Folder of jobs, models and the job database; one server at a time."""
-    max_jobs: int = Field(1, ge=1, le=64)
-    """Jobs that train at the same time."""
-    max_message_mb: int = Field(64, ge=1, le=1024)
-    """Largest request or answer in MiB."""
-    max_watchers: int = Field(256, ge=1, le=4096)
-    """WatchJob streams that are open at the same time."""
-    threads: int = Field(16, ge=1, le=256)
-    """Threads that answer calls."""
-    drain_s: float = Field(20.0, ge=0.0, le=3600.0)
-    """Seconds that running jobs and calls are given to come to an end when the server is told to stop."""
-    cancel_grace_s: float = Field(10.0, ge=0.0, le=3600.0)
-    """Seconds that a cancelled job is given to stop by itself before its processes are killed."""
-    log_format: Literal["console", "json"] = "console"
-    """Form of the log on stderr."""
+    host: str = Field("127.0.0.1", description="Address to listen on; one that is not loopback needs --insecure.")
+    port: int = Field(8470, ge=0, le=65535, description="gRPC port; 0 takes any free one.")
+    metrics_port: int = Field(8471, ge=0, le=65535, description="HTTP port of /metrics and /healthz; 0: any free one.")
+    insecure: bool = Field(
+        False, description="Serve beyond this machine although traffic is neither encrypted nor authenticated."
+    )
+    data_dir: Path = Field(
+        Path(".bll"), description="Folder of jobs, models, data sets and the job database; one server at a time."
+    )
+    max_jobs: int = Field(1, ge=1, le=64, description="Jobs that train at the same time.")
+    max_message_mb: int = Field(64, ge=1, le=1024, description="Largest request or answer, in MiB.")
+    max_watchers: int = Field(256, ge=1, le=4096, description="WatchJob streams that are open at the same time.")
+    threads: int = Field(16, ge=1, le=256, description="Threads that answer calls.")
+    drain_s: float = Field(
+        20.0, ge=0, le=3600, description="Seconds that running jobs are given when the server is told to stop."
+    )
+    cancel_grace_s: float = Field(
+        10.0, ge=0, le=3600, description="Seconds that a cancelled job is given before its processes are killed."
+    )
+    log_format: Literal["console", "json"] = Field("console", description="Form of the log on stderr.")
 
     @classmethod
     def from_flags(cls, argv: list[str]) -> Settings:

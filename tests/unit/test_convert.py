@@ -71,7 +71,7 @@ def same_fields(cls: type, message: Descriptor, *, but: set[str] = frozenset()) 
 def same_values(cls: type[StrEnum], enum: EnumDescriptor) -> None:
     zero, *names = enum.values_by_name
     prefix = zero.removesuffix("UNSPECIFIED")
-    assert names == [prefix + value.upper() for value in cls]
+    assert set(names) == {prefix + value.upper() for value in cls}
     assert prefix.replace("_", "") == enum.name.upper()
 
 

@@ -1,0 +1,364 @@
+"""The scheduler with a small program in the runner's place, so that every fault comes at a chosen moment."""
+
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bll.config import BlocksConfig, TrainingConfig
+from bll.events import BlockProgress, CheckpointSaved
+from bll.plan import BlockPlan, Plan
+from bll_server.errors import IllegalState, Overloaded, ShuttingDown
+from bll_server.jobs.records import Failure, Job, JobEvent, StateChange
+from bll_server.jobs.scheduler import Scheduler
+from bll_server.jobs.states import FINAL, State
+from bll_server.jobs.store import Store
+from bll_server.metrics import Metrics
+
+PLAN = Plan(
+    config=TrainingConfig(blocks=BlocksConfig(num_blocks=2, cuts=(3,)), epochs=2),
+    blocks=(BlockPlan(0, ("stem",), 100, 2000, (16, 28, 28)), BlockPlan(3, ("conv",), 50, 1000, (64,))),
+    input_shape=(1, 28, 28),
+    class_names=("a", "b"),
+    steps_per_epoch=10,
+    dataset_digest="0" * 64,
+)
+
+# Does what the first word of the job's id says.
+RUNNER = """
+import json, os, pathlib, signal, subprocess, sys, threading, time
+from bll.events import BlockProgress, CheckpointSaved, RunEnded, to_json
+folder = pathlib.Path(sys.argv[1])
+what = folder.name.split("-")[0]
+def tell(text): print(text, flush=True)
+tell(json.dumps({"event": "Started"}))
+for block in (0, 1):
+    tell(to_json(BlockProgress(block, 0, 5 + block, 1.2, 0.3, 0.5, 0.2, 0.7, 1.0, 1000.0 + block, 0.0)))
+tell(to_json(CheckpointSaved(10, 0)))
+if what == "succeed":
+    (folder / "staging").mkdir()
+    tell(to_json(RunEnded(20, True)))
+    tell(json.dumps({"event": "Exported"}))
+elif what == "fail":
+    tell(json.dumps({"event": "Failed", "kind": "BlockFailed", "message": "block 1: no memory", "block": 1}))
+    sys.exit(1)
+elif what == "exit":
+    sys.exit(7)
+elif what == "nonsense":
+    tell("this is not an event")
+    time.sleep(1000)
+elif what == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+elif what == "deaf":
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], stdout=subprocess.DEVNULL)
+    (folder / "child").write_text(str(child.pid))
+    tell(to_json(CheckpointSaved(11, 0)))
+    time.sleep(1000)
+else:
+    tell(to_json(CheckpointSaved(11, 0)))
+    for line in sys.stdin:
+        if line == "stop\\n":
+            tell(to_json(CheckpointSaved(12, 0)))
+            tell(to_json(RunEnded(12, False)))
+            break
+"""
+
+
+@dataclass
+class Bench:
+    store: Store
+    scheduler: Scheduler
+    metrics: Metrics
+    folder: Path
+
+    def submit(self, job_id: str) -> None:
+        self.scheduler.submit(job_id, "", b"", PLAN)
+
+    def until(self, job_id: str, reached: Callable[[Job], bool]) -> Job:
+        """The job, once `reached` holds for it; looked at after each event."""
+        after = 0
+        late = threading.Event()
+        timer = threading.Timer(30, late.set)
+        timer.start()
+        try:
+            while not late.is_set():
+                job = self.store.get(job_id)
+                if reached(job):
+                    return job
+                after = max(after, job.last_event)
+                self.store.wait(job_id, after, 30, late.is_set)
+        finally:
+            timer.cancel()
+        raise AssertionError(f"{self.store.get(job_id)} came no further")
+
+    def end_of(self, job_id: str) -> Job:
+        return self.until(job_id, lambda job: job.state in FINAL)
+
+    def training(self, job_id: str) -> Job:
+        """The job, once its runner has nothing left to tell before it is stopped."""
+        return self.until(job_id, lambda job: job.state is State.RUNNING and job.checkpoint_step == 11)
+
+
+def make(folder: Path, *, cancel_grace_s: float = 30.0, **more: int) -> Bench:
+    (folder / "runner.py").write_text(RUNNER)
+    store, metrics = Store(folder / "bll.db"), Metrics()
+
+    def publish(model: str, staging: Path, job: str) -> str:
+        assert staging.is_dir()
+        return f"models/{model}/versions/1"
+
+    scheduler = Scheduler(
+        store,
+        publish,
+        metrics,
+        folder,
+        [sys.executable, str(folder / "runner.py")],
+        max_jobs=more.get("max_jobs", 1),
+        max_watchers=more.get("max_watchers", 4),
+        cancel_grace_s=cancel_grace_s,
+    )
+    return Bench(store, scheduler, metrics, folder)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = make(tmp_path, cancel_grace_s=0.2)
+    bench.scheduler.start()
+    yield bench
+    bench.scheduler.drain(0)
+    bench.store.close()
+
+
+def states(bench: Bench, job_id: str) -> list[State]:
+    return [e.event.state for e in bench.store.events(job_id, 0) if isinstance(e.event, StateChange)]
+
+
+def test_a_job_goes_from_the_queue_to_its_model(bench: Bench) -> None:
+    bench.submit("succeed-1")
+    job = bench.end_of("succeed-1")
+    assert job.model_version == "models/succeed-1/versions/1"
+    assert states(bench, "succeed-1") == [State.QUEUED, State.STARTING, State.RUNNING, State.SUCCEEDED]
+    events = bench.store.events("succeed-1", 0)
+    assert [e.number for e in events] == list(range(1, len(events) + 1))
+    assert sum(isinstance(e.event, BlockProgress) for e in events) == 2
+
+
+def test_progress_is_that_of_the_slowest_block_with_the_time_left(bench: Bench) -> None:
+    bench.submit("wait-1")
+    progress = bench.training("wait-1").progress
+    assert progress is not None
+    assert (progress.step, progress.samples_per_s) == (5, 1000.0)
+    assert progress.remaining_s == pytest.approx((20 - 5) * 128 / 1000.0)
+
+
+def test_a_running_job_is_in_the_metrics_and_an_ended_one_is_not(bench: Bench) -> None:
+    bench.submit("wait-1")
+    bench.training("wait-1")
+    sample = bench.metrics.registry.get_sample_value
+    assert sample("bll_job_block_loss_nats", {"job": "wait-1", "block": "1"}) == 1.2
+    assert sample("bll_job_steps", {"job": "wait-1"}) == 5
+    bench.scheduler.cancel("wait-1")
+    bench.end_of("wait-1")
+    bench.scheduler.drain(30)
+    assert sample("bll_job_block_loss_nats", {"job": "wait-1", "block": "1"}) is None
+    assert sample("bll_job_steps", {"job": "wait-1"}) is None
+
+
+def test_a_failure_names_the_block(bench: Bench) -> None:
+    bench.submit("fail-1")
+    job = bench.end_of("fail-1")
+    assert job.state is State.FAILED
+    assert job.failure == Failure("BlockFailed", "block 1: no memory", block=1)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("exit", "status 7"), ("kill", "SIGKILL"), ("nonsense", "Expecting value")]
+)
+def test_a_runner_that_dies_or_talks_nonsense_fails_its_job(bench: Bench, what: str, words: str) -> None:
+    bench.submit(f"{what}-1")
+    job = bench.end_of(f"{what}-1")
+    assert job.state is State.FAILED
+    assert job.failure is not None
+    assert words in job.failure.message
+
+
+def test_a_job_that_cannot_be_started_fails_and_the_next_one_runs(tmp_path: Path) -> None:
+    bench = make(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "wait-1").write_text("in the way of the job's folder")
+    bench.scheduler.start()
+    bench.submit("wait-1")
+    bench.submit("succeed-1")
+    job = bench.end_of("wait-1")
+    assert job.state is State.FAILED
+    assert "cannot be started" in job.reason
+    assert bench.end_of("succeed-1").state is State.SUCCEEDED
+    bench.scheduler.drain(0)
+
+
+def test_jobs_run_one_after_the_other_in_the_order_they_came(bench: Bench) -> None:
+    for name in ("wait-1", "succeed-2", "succeed-3"):
+        bench.submit(name)
+    bench.training("wait-1")
+    assert bench.store.get("succeed-2").state is State.QUEUED
+    bench.scheduler.cancel("wait-1")
+    second, third = bench.end_of("succeed-2"), bench.end_of("succeed-3")
+    assert second.end_time is not None
+    assert third.start_time is not None
+    assert second.end_time <= third.start_time
+
+
+def test_as_many_jobs_run_at_once_as_there_are_slots(tmp_path: Path) -> None:
+    bench = make(tmp_path, max_jobs=2)
+    bench.scheduler.start()
+    for name in ("wait-1", "wait-2", "wait-3"):
+        bench.submit(name)
+    bench.training("wait-1")
+    bench.training("wait-2")
+    assert bench.store.get("wait-3").state is State.QUEUED
+    bench.scheduler.drain(30)
+
+
+def test_a_queued_job_is_cancelled_at_once(bench: Bench) -> None:
+    bench.submit("wait-1")
+    bench.submit("wait-2")
+    assert bench.scheduler.cancel("wait-2").state is State.CANCELLED
+    assert states(bench, "wait-2") == [State.QUEUED, State.CANCELLED]
+
+
+def test_a_running_job_is_cancelling_until_its_workers_have_ended(bench: Bench) -> None:
+    bench.submit("wait-1")
+    bench.training("wait-1")
+    assert bench.scheduler.cancel("wait-1").state is State.CANCELLING
+    assert bench.scheduler.cancel("wait-1").state in (
+        State.CANCELLING,
+        State.CANCELLED,
+    )  # a second time changes nothing
+    assert bench.end_of("wait-1").state is State.CANCELLED
+
+
+def test_a_job_that_does_not_stop_is_killed_with_all_its_processes(bench: Bench) -> None:
+    bench.submit("deaf-1")
+    bench.training("deaf-1")
+    child = int((bench.folder / "jobs" / "deaf-1" / "child").read_text())
+    pidfd = os.pidfd_open(child)
+    bench.scheduler.cancel("deaf-1")
+    assert bench.end_of("deaf-1").state is State.CANCELLED
+    assert ended(pidfd)
+
+
+def ended(pidfd: int) -> bool:
+    """Whether the process is over within the time given; a pidfd becomes readable when it is."""
+    ready, _, _ = select.select([pidfd], [], [], 10)
+    os.close(pidfd)
+    return bool(ready)
+
+
+def test_what_is_over_cannot_be_cancelled(bench: Bench) -> None:
+    bench.submit("succeed-1")
+    bench.end_of("succeed-1")
+    with pytest.raises(IllegalState, match="SUCCEEDED"):
+        bench.scheduler.cancel("succeed-1")
+
+
+def test_a_drained_job_is_queued_again_and_says_where_it_goes_on(bench: Bench) -> None:
+    bench.submit("wait-1")
+    bench.training("wait-1")
+    bench.scheduler.drain(30)
+    job = bench.store.get("wait-1")
+    assert (job.state, job.checkpoint_step) == (State.QUEUED, 12)
+    assert job.reason == "the server was stopped; goes on from step 12"
+    with pytest.raises(ShuttingDown):
+        bench.submit("wait-2")
+
+
+def test_a_job_that_does_not_end_in_time_for_the_drain_is_queued_again_too(bench: Bench) -> None:
+    bench.submit("deaf-1")
+    bench.training("deaf-1")
+    bench.scheduler.drain(0)
+    assert bench.store.get("deaf-1").reason == "the server was stopped; goes on from step 11"
+
+
+def test_jobs_of_a_server_that_died_go_on_under_the_same_name(tmp_path: Path) -> None:
+    bench = make(tmp_path)
+    for name in ("succeed-1", "wait-2"):
+        bench.submit(name)
+        bench.store.transition(name, State.STARTING)
+    bench.store.append("succeed-1", CheckpointSaved(10, 0))
+    bench.store.transition("wait-2", State.CANCELLING)
+    bench.scheduler.start()
+    assert bench.end_of("succeed-1").state is State.SUCCEEDED
+    assert bench.end_of("wait-2").state is State.CANCELLED
+    reasons = [e.event.reason for e in bench.store.events("succeed-1", 0) if isinstance(e.event, StateChange)]
+    assert "the server died; goes on from step 10" in reasons
+    bench.scheduler.drain(0)
+
+
+def test_a_watcher_sees_every_event_up_to_the_final_one(bench: Bench) -> None:
+    bench.submit("wait-1")
+    watcher = bench.scheduler.watch("wait-1", 0, lambda: False)
+    seen = [next(watcher)]
+    bench.training("wait-1")
+    bench.scheduler.cancel("wait-1")
+    seen += list(watcher)
+    assert seen == bench.store.events("wait-1", 0)
+    assert list(bench.scheduler.watch("wait-1", 3, lambda: False)) == seen[3:]
+    assert list(bench.scheduler.watch("wait-1", 10**6, lambda: False)) == []
+
+
+def test_too_many_watchers_are_refused_and_those_who_leave_make_room(tmp_path: Path) -> None:
+    bench = make(tmp_path, max_watchers=1)
+    bench.scheduler.start()
+    bench.submit("wait-1")
+    first = bench.scheduler.watch("wait-1", 0, lambda: False)
+    next(first)
+    with pytest.raises(Overloaded):
+        next(bench.scheduler.watch("wait-1", 0, lambda: False))
+    first.close()  # type: ignore[attr-defined]
+    assert next(bench.scheduler.watch("wait-1", 0, lambda: False)) is not None
+    bench.scheduler.drain(0)
+
+
+def test_a_watcher_whose_caller_has_gone_ends(bench: Bench) -> None:
+    bench.submit("wait-1")
+    bench.training("wait-1")
+    gone = threading.Event()
+    ended = threading.Event()
+
+    def watch() -> None:
+        for _ in bench.scheduler.watch("wait-1", 0, gone.is_set):
+            pass
+        ended.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    gone.set()
+    bench.store.wake()
+    assert ended.wait(10)
+
+
+def test_a_silent_job_sends_its_watchers_a_sign_of_life(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bll_server.jobs.scheduler.KEEP_ALIVE_S", 0.05)
+    bench.submit("wait-1")
+    last = bench.training("wait-1").last_event
+    assert next(bench.scheduler.watch("wait-1", last, lambda: False)) is None
+
+
+def test_watchers_are_told_the_last_of_a_job_before_the_drain_ends_them(bench: Bench) -> None:
+    bench.submit("wait-1")
+    watcher = bench.scheduler.watch("wait-1", bench.training("wait-1").last_event, lambda: False)
+    threading.Thread(target=bench.scheduler.drain, args=(30,), daemon=True).start()
+    seen: list[JobEvent | None] = []
+
+    def follow() -> None:
+        for event in watcher:
+            seen.append(event)  # noqa: PERF402 - what came before the error counts
+
+    with pytest.raises(ShuttingDown):
+        follow()
+    assert seen[-1] is not None
+    assert seen[-1].event == StateChange(State.QUEUED, "the server was stopped; goes on from step 12")

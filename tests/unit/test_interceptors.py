@@ -1,0 +1,147 @@
+import json
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from bll_proto.v1 import training_pb2, training_pb2_grpc
+from bll_server import logs
+from bll_server.errors import NotFound
+from bll_server.interceptors import Boundary
+from bll_server.metrics import Metrics
+
+GET = "/bll.v1.TrainingService/GetJob"
+
+
+class Servicer(training_pb2_grpc.TrainingServiceServicer):
+    def GetJob(self, request: training_pb2.GetJobRequest, context: grpc.ServicerContext) -> training_pb2.GetJobResponse:
+        if request.name == "none":
+            raise NotFound("no job is named 'none'")
+        if request.name == "bug":
+            raise KeyError("a secret")
+        if request.name == "own":
+            context.abort(grpc.StatusCode.DATA_LOSS, "said by the method")
+        return training_pb2.GetJobResponse(job=training_pb2.Job(name=request.name))
+
+    def WatchJob(
+        self, request: training_pb2.WatchJobRequest, context: grpc.ServicerContext
+    ) -> Iterator[training_pb2.WatchJobResponse]:
+        yield training_pb2.WatchJobResponse()
+        raise NotFound("gone in between")
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def channel(metrics: Metrics) -> Iterator[grpc.Channel]:
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[Boundary(metrics, {})])
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(Servicer(), server)  # type: ignore[abstract]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    server.stop(None).wait()
+
+
+def get(channel: grpc.Channel, name: str, **more: Any) -> training_pb2.GetJobResponse:
+    stub = training_pb2_grpc.TrainingServiceStub(channel)
+    return stub.GetJob(training_pb2.GetJobRequest(name=name), timeout=10, **more)
+
+
+def raw(channel: grpc.Channel, method: str, data: bytes) -> None:
+    call: Any = channel.unary_unary(method)
+    call(data, timeout=10)
+
+
+def counted(metrics: Metrics, code: str, method: str = "GetJob", kind: str = "unary_unary") -> float:
+    labels = {"grpc_type": kind, "grpc_service": "bll.v1.TrainingService", "grpc_method": method, "grpc_code": code}
+    return metrics.registry.get_sample_value("grpc_server_handled_total", labels) or 0
+
+
+def test_a_domain_error_leaves_as_its_status_and_is_counted(channel: grpc.Channel, metrics: Metrics) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        get(channel, "none")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    info = error_details_pb2.ErrorInfo()
+    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+    assert status is not None
+    assert status.details[0].Unpack(info)
+    assert info.reason == "NOT_FOUND"
+    assert counted(metrics, "NOT_FOUND") == 1
+
+
+def test_an_unexpected_error_is_logged_and_leaves_without_its_text(
+    channel: grpc.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        get(channel, "bug", metadata=[("x-request-id", "mine-1")])
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    details = caught.value.details() or ""
+    assert "secret" not in details
+    assert "mine-1" in details
+    assert any(record.exc_info and "a secret" in str(record.exc_info[1]) for record in caplog.records)
+
+
+def test_a_status_that_the_method_chose_is_left_alone(channel: grpc.Channel, metrics: Metrics) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        get(channel, "own")
+    assert caught.value.details() == "said by the method"
+    assert counted(metrics, "DATA_LOSS") == 1
+
+
+def test_the_answer_carries_the_callers_request_id_or_a_new_one(channel: grpc.Channel) -> None:
+    stub = training_pb2_grpc.TrainingServiceStub(channel)
+    for given, expected in (("mine", "mine"), ("x" * 65, None), ("no spaces", None)):
+        _, call = stub.GetJob.with_call(
+            training_pb2.GetJobRequest(name="a"), timeout=10, metadata=(("x-request-id", given),)
+        )
+        returned = dict(call.trailing_metadata())["x-request-id"]
+        assert returned == expected if expected else returned != given
+
+
+def test_bytes_that_are_no_message_are_the_callers_fault(channel: grpc.Channel, metrics: Metrics) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        raw(channel, GET, b"\xff\xff\xff")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert counted(metrics, "INVALID_ARGUMENT") == 1
+
+
+def test_an_error_in_the_middle_of_a_stream_ends_it_with_its_status(channel: grpc.Channel, metrics: Metrics) -> None:
+    stream = training_pb2_grpc.TrainingServiceStub(channel).WatchJob(training_pb2.WatchJobRequest(), timeout=10)
+    assert next(stream) == training_pb2.WatchJobResponse()
+    with pytest.raises(grpc.RpcError) as caught:
+        next(stream)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert counted(metrics, "NOT_FOUND", "WatchJob", "unary_stream") == 1
+
+
+def test_methods_that_do_not_exist_make_no_series(channel: grpc.Channel, metrics: Metrics) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        raw(channel, "/bll.v1.TrainingService/Invented", b"")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "Invented" not in str(list(metrics.registry.collect()))
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_every_line_of_the_log_says_what_it_belongs_to(form: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        logs.configure(form)
+        with logs.bound(request_id="r1"), logs.bound(job_id="j1"):
+            logging.getLogger("bll_server.test").warning("it is %s", "so")
+    finally:
+        root.handlers[:], root.level = handlers, level
+    line = capsys.readouterr().err
+    assert all(part in line for part in ("it is so", "r1", "j1"))
+    if form == "json":
+        entry = json.loads(line)
+        assert (entry["event"], entry["level"], entry["job_id"]) == ("it is so", "warning", "j1")

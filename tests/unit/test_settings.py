@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from bll_server.__main__ import serve_command
+from bll_server.settings import Settings
+
+
+def test_flags_overrule_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLL_PORT", "1")
+    monkeypatch.setenv("BLL_MAX_JOBS", "3")
+    settings = Settings.from_flags(["--port", "0", "--data-dir", "x", "--log-format", "json"])
+    assert (settings.port, settings.max_jobs, settings.data_dir) == (0, 3, Path("x"))
+    assert settings.log_format == "json"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_consent(host: str) -> None:
+    assert Settings.from_flags(["--host", host]).host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])
+def test_any_other_address_is_refused_without_insecure(host: str) -> None:
+    with pytest.raises(ValidationError, match="loopback"):
+        Settings.from_flags([f"--host={host}"])
+    assert Settings.from_flags([f"--host={host}", "--insecure"]).insecure
+
+
+@pytest.mark.parametrize(
+    "flags", [["--port", "70000"], ["--max-jobs", "0"], ["--max-message-mb", "x"], ["--log-format", "xml"]]
+)
+def test_a_flag_out_of_range_ends_the_start_and_is_named(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve_command(flags) == 2
+    assert flags[0] in capsys.readouterr().err
