@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from google.protobuf.message import Message
-from google.rpc import code_pb2  # type: ignore[import-untyped]
+from google.rpc import code_pb2
 
 from bll_client._spec import enum_name, spec_values
 from bll_client._types import JobFailure

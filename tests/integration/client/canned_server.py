@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from bll_client._spec import parse_spec

@@ -1,0 +1,190 @@
+"""The commands of `bll`, noun and verb."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bll_client import Client, ClientError, Head
+from bll_client._channel import DEFAULT_TARGET
+from bll_client.cli import output as show
+from bll_client.cli.exits import ExitCode, exit_code
+from bll_client.cli.files import read_array, read_spec
+from bll_client.cli.output import Format
+from bll_client.cli.watching import follow
+
+EPILOG = "\n".join(
+    [
+        "'bll serve' runs a server: pip install 'bll[serve]'.",
+        "",
+        "\b",  # keeps the lines below as they are
+        "Exit codes:",
+        *(f"{code.value:>5}  {code.meaning}" for code in ExitCode),
+    ]
+)
+
+app = typer.Typer(
+    help="Train networks block by block on a bll server, and predict with an uncertainty for every sample.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+jobs = typer.Typer(help="Training jobs.", no_args_is_help=True, rich_markup_mode=None)
+models = typer.Typer(help="Published models.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(jobs, name="jobs")
+app.add_typer(models, name="models")
+
+Server = Annotated[str, typer.Option("--server", envvar="BLL_SERVER", metavar="HOST:PORT", help="Where the server is.")]
+Output = Annotated[Format, typer.Option("--output", "-o", help="For people, or for programs.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="jobs/{id}, or the id.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="The id for the newest version, or {id}/versions/{version}.")
+]
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; its exit code. Errors are told on stderr, without a trace."""
+    try:
+        app(arguments, prog_name="bll")
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else ExitCode.OK
+    except (ClientError, OSError) as error:
+        violations = getattr(error, "violations", ())
+        for text in violations or (error,):
+            print(f"bll: {text}", file=sys.stderr)
+        return exit_code(error)
+    return ExitCode.OK
+
+
+@app.command()
+def train(
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC", exists=True, dir_okay=False, help="A job spec in YAML or JSON.")
+    ],
+    detach: Annotated[bool, typer.Option("--detach", help="Do not watch the job.")] = False,
+    job_id: Annotated[str | None, typer.Option(help="The job's id; the server chooses by default.")] = None,
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check and plan; train nothing.")] = False,
+    server: Server = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+) -> None:
+    """Submit a job and watch it. With -o json, watching prints JSON lines: the events, then the job."""
+    values = read_spec(spec)
+    with Client(server) as client:
+        job = client.create_job(values, job_id=job_id, validate_only=validate_only)
+        if detach or validate_only:
+            show.show_job(job) if output is Format.TABLE else show.print_json(job)
+            return
+        if output is Format.TABLE:
+            for warning in job.plan.warnings if job.plan else ():
+                print(f"warning: {warning}")
+            print(f"{job.name}: {len(job.plan.blocks) if job.plan else 0} blocks", flush=True)
+        raise typer.Exit(follow(client, job, 0, output, _again(job.name, server)))
+
+
+@jobs.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many, newest first.")] = 50,
+    server: Server = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+) -> None:
+    """List jobs, newest first."""
+    with Client(server) as client:
+        found = list(islice(client.list_jobs(), limit))
+    show.show_jobs(found) if output is Format.TABLE else show.print_json(found)
+
+
+@jobs.command("get")
+def get_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
+    """Show one job."""
+    with Client(server) as client:
+        found = client.get_job(job)
+    show.show_job(found) if output is Format.TABLE else show.print_json(found)
+
+
+@jobs.command("watch")
+def watch_job(
+    job: JobName,
+    after: Annotated[int, typer.Option(min=0, help="Number of the last event seen.")] = 0,
+    server: Server = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+) -> None:
+    """Watch one job until it is over; the exit code is its outcome. With -o json: JSON lines."""
+    with Client(server) as client:
+        found = client.get_job(job)
+        raise typer.Exit(follow(client, found, after, output, _again(found.name, server)))
+
+
+@jobs.command("cancel")
+def cancel_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
+    """Stop one job for good."""
+    with Client(server) as client:
+        found = client.cancel_job(job)
+    show.show_job(found) if output is Format.TABLE else show.print_json(found)
+
+
+@models.command("list")
+def list_models(server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
+    """List models with their newest versions."""
+    with Client(server) as client:
+        found = list(client.list_models())
+    show.show_versions(found) if output is Format.TABLE else show.print_json(found)
+
+
+@models.command("get")
+def get_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models/{id}, or the id.")],
+    server: Server = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show all versions of one model."""
+    with Client(server) as client:
+        found = client.get_model(model)
+    show.show_versions([found]) if output is Format.TABLE else show.print_json(found)
+
+
+@models.command("download")
+def download_model(
+    model: ModelName,
+    directory: Annotated[Path, typer.Argument(help="Must not exist or be empty.")],
+    server: Server = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+) -> None:
+    """Fetch the files of one version, verified by SHA-256."""
+    with Client(server) as client:
+        files = client.download_model(model, directory)
+    print("\n".join(map(str, files))) if output is Format.TABLE else show.print_json({"files": files})
+
+
+@app.command()
+def predict(
+    model: ModelName,
+    inputs: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            exists=True,
+            dir_okay=False,
+            help="A .npy or .npz file of shape (rows, ...). Bytes are scaled to [0, 1]; other numbers go as they are.",
+        ),
+    ],
+    array: Annotated[str | None, typer.Option(help="Which array of an .npz file that has several.")] = None,
+    head: Annotated[Head, typer.Option(help="Which distribution over classes.")] = Head.MIXTURE,
+    server: Server = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+) -> None:
+    """Print a class, its probability and the uncertainties for each row."""
+    values = read_array(inputs, array)
+    with Client(server) as client:
+        prediction = client.predict(model, values, head)
+    show.show_prediction(prediction) if output is Format.TABLE else show.print_json(prediction)
+
+
+def _again(name: str, server: str) -> str:
+    where = "" if server == DEFAULT_TARGET else f" --server {server}"
+    return f"bll jobs watch {name}{where}"

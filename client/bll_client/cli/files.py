@@ -1,0 +1,55 @@
+"""The files that a user hands to `bll`: job specs and arrays."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from bll_client import FieldViolation, InvalidInput, InvalidSpec
+from bll_client._types import Array
+
+
+def read_spec(path: Path) -> Mapping[str, Any]:
+    """The mapping in a YAML file, of which JSON is a part. Raises InvalidSpec."""
+    try:
+        values = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidSpec([FieldViolation(str(path), f"must be YAML or JSON: {error}")]) from error
+    if not isinstance(values, Mapping):
+        raise InvalidSpec([FieldViolation(str(path), f"must hold named fields, got {type(values).__name__}")])
+    return values
+
+
+def read_array(path: Path, name: str | None) -> Array:
+    """The array of a `.npy` file, or the one called `name` (or the only one) of an `.npz` file, as a model takes it.
+
+    Bytes are pixels, scaled to [0, 1] as in training; other numbers become float32 as they are.
+    Raises InvalidInput.
+    """
+    try:
+        array = _load(path, name)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidInput(f"{path}: must be a readable .npy or .npz file: {error}") from error
+    if array.dtype.kind not in "iufb":
+        raise InvalidInput(f"{path}: must hold numbers, got {array.dtype}")
+    return array.astype(np.float32) / 255 if array.dtype == np.uint8 else array.astype(np.float32)
+
+
+def _load(path: Path, name: str | None) -> Array:
+    # numpy leaves a file open that it finds damaged, if it opened it itself.
+    with path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        names = loaded.files
+        if name is None and len(names) == 1:
+            name = names[0]
+        if name not in names:
+            raise InvalidInput(f"{path}: --array must name one of {', '.join(names)}, got {name}")
+        array: Array = loaded[name]
+        return array

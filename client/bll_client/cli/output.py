@@ -1,0 +1,179 @@
+"""What `bll` prints: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bll_client import Evaluation, Job, Model, ModelVersion, Prediction
+
+PIPE_WIDTH = 10_000
+"""Columns of what is not a terminal: lines are for programs there, and never wrapped."""
+
+
+class Format(StrEnum):
+    """Of a command's output."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def console() -> Console:
+    """Standard output as it is now. Nothing that comes from a server is taken for markup."""
+    found = Console(markup=False, highlight=False, emoji=False)
+    return found if found.is_terminal else Console(markup=False, highlight=False, emoji=False, width=PIPE_WIDTH)
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's types: instants as RFC 3339, durations in seconds, what is not finite as null."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON document; with no indent, one line."""
+    print(json.dumps(plain(value), indent=indent), flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.upper(), no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def print_fields(values: Mapping[str, str]) -> None:
+    """A name and a value on each line, without those that are empty."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in values.items():
+        if value:
+            table.add_row(name, value)
+    console().print(table)
+
+
+def bare(name: str) -> str:
+    """The id in a resource name."""
+    return name.partition("/")[2]
+
+
+def when(instant: datetime | None) -> str:
+    return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S") if instant else ""
+
+
+def scores(evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return ""
+    mixture = evaluation.mixture
+    return f"accuracy {mixture.accuracy:.4f}, NLL {mixture.nll_nats:.4f} nats, ECE {mixture.ece:.4f}"
+
+
+def show_job(job: Job) -> None:
+    progress = job.progress
+    print_fields(
+        {
+            "name": job.name,
+            "state": job.state + (f": {job.state_reason}" if job.state_reason else ""),
+            "error": f"{job.error.status}: {job.error.message}" if job.error else "",
+            "progress": f"step {progress.step} of {progress.total_steps}" if progress else "",
+            "remaining": str(progress.remaining) if progress and progress.remaining else "",
+            "validation": scores(job.validation),
+            "test": scores(job.test),
+            "model": job.model_version,
+            "created": when(job.create_time),
+            "started": when(job.start_time),
+            "ended": when(job.end_time),
+        }
+    )
+    if job.plan:
+        for warning in job.plan.warnings:
+            print(f"warning: {warning}")
+        print()
+        print_table(
+            ("block", "layers", "parameters", "FLOPs", "sends"),
+            (
+                (str(k), ", ".join(b.layers), str(b.parameters), str(b.flops), "x".join(map(str, b.output_shape)))
+                for k, b in enumerate(job.plan.blocks)
+            ),
+        )
+
+
+def show_jobs(jobs: Iterable[Job]) -> None:
+    print_table(
+        ("job", "state", "progress", "model", "created"),
+        (
+            (
+                bare(job.name),
+                job.state,
+                f"{job.progress.step}/{job.progress.total_steps}" if job.progress else "",
+                bare(job.model_version) or job.spec.get("model_id", ""),
+                when(job.create_time),
+            )
+            for job in jobs
+        ),
+    )
+
+
+def show_versions(models: Iterable[Model]) -> None:
+    """One line for each version of each model."""
+    print_table(
+        ("version", "blocks", "classes", "test accuracy", "bytes", "created"),
+        (_version_row(version) for model in models for version in model.versions),
+    )
+
+
+def _version_row(version: ModelVersion) -> tuple[str, ...]:
+    tests = [f"{e.mixture.accuracy:.4f}" for e in version.evaluations if e.split == "test"]
+    return (
+        bare(version.name),
+        str(version.num_blocks),
+        str(len(version.class_names)),
+        "".join(tests),
+        str(version.size_bytes),
+        when(version.create_time),
+    )
+
+
+def show_prediction(prediction: Prediction) -> None:
+    """One line for each row of the input."""
+    print_table(
+        ("row", "class", "probability", "variance", "entropy", "disagreement", "latent variance of each block"),
+        (
+            (
+                str(row),
+                label,
+                f"{prediction.probabilities[row].max():.4f}",
+                f"{prediction.output_variance[row]:.4f}",
+                f"{prediction.entropy_nats[row]:.4f}",
+                f"{prediction.exit_disagreement_nats[row]:.4f}",
+                " ".join(f"{variance:.4f}" for variance in prediction.posterior_variance[row]),
+            )
+            for row, label in enumerate(prediction.labels)
+        ),
+    )

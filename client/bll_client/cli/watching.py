@@ -1,0 +1,171 @@
+"""A job while it runs: live on a terminal, in lines elsewhere, in JSON lines for programs."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bll_client import BlockProgress, CheckpointSaved, Client, Evaluation, Job, JobEvent, JobState, StateChange
+from bll_client.cli.exits import ExitCode
+from bll_client.cli.output import Format, console, plain, print_json, scores, show_job
+
+
+def follow(client: Client, job: Job, after_event: int, output: Format, again: str) -> ExitCode:
+    """Show the events of `job` until it is over; its outcome.
+
+    Ctrl-C leaves the job alone and prints `again`, the command that goes on from here.
+    """
+    last = after_event
+    try:
+        with _view(job, output) as view:
+            for event in client.watch_job(job.name, after_event):
+                view.show(event)
+                last = event.number
+        finished = client.get_job(job.name)
+    except KeyboardInterrupt:
+        print(f"\nDetached: {job.name} goes on. To watch it again: {again} --after {last}", file=sys.stderr)
+        return ExitCode.DETACHED
+    view.end(finished)
+    return ExitCode.OK if finished.state is JobState.SUCCEEDED else ExitCode.JOB_FAILED
+
+
+class LineView:
+    """A line for each event."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to restore here; what is drawn on a terminal ends."""
+
+    def show(self, event: JobEvent) -> None:
+        print(f"{event.time.astimezone():%H:%M:%S} {line(event)}", flush=True)
+
+    def end(self, job: Job) -> None:
+        """Show the job in its final state."""
+        print()
+        show_job(job)
+
+
+class JsonView(LineView):
+    """A JSON document on each line: the events, then the job. `kind` tells them apart."""
+
+    def show(self, event: JobEvent) -> None:
+        kind = type(event.event).__name__ if event.event else None
+        content = plain(event.event) if event.event else {}
+        print_json({"kind": kind, "number": event.number, "time": event.time, **content}, indent=None)
+
+    def end(self, job: Job) -> None:
+        print_json({"kind": "Job", **plain(job)}, indent=None)
+
+
+class LiveView(LineView):
+    """A head with the job's state, and a bar with figures for each block, redrawn as events come."""
+
+    def __init__(self, job: Job) -> None:
+        self._name = job.name
+        self._state = job.state
+        self._validation = job.validation
+        self._batch_size = int(job.resolved_spec.get("batch_size", 0))
+        steps_per_epoch = job.plan.steps_per_epoch if job.plan else 0
+        # Zero where the server has no plan to tell: no bar can be drawn to scale then.
+        self._total_steps = steps_per_epoch * int(job.resolved_spec.get("epochs", 0))
+        self._blocks: dict[int, BlockProgress | None] = dict.fromkeys(range(len(job.plan.blocks) if job.plan else 0))
+        self._live = Live(get_renderable=self._draw, console=console(), refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, event: JobEvent) -> None:
+        match event.event:
+            case StateChange(state=state):
+                self._state = state
+            case BlockProgress(block=block):
+                self._blocks[block] = event.event
+            case Evaluation(split="validation"):
+                self._validation = event.event
+
+    def _draw(self) -> RenderableType:
+        return Group(self._head(), self._table())
+
+    def _head(self) -> Text:
+        parts = [f"{self._name} {self._state}"]
+        if (remaining := self._remaining()) is not None:
+            parts.append(f"{remaining} to go")
+        if self._validation is not None:
+            parts.append(f"validation {scores(self._validation)}")
+        return Text(" · ".join(parts), style="bold")
+
+    def _remaining(self) -> timedelta | None:
+        """Time until the slowest block has done all steps; None before each has reported, and in the end."""
+        if self._state.is_final or not self._total_steps:
+            return None
+        seconds = []
+        for block in self._blocks.values():
+            if block is None or block.samples_per_s <= 0:
+                return None
+            seconds.append((self._total_steps - block.step) * self._batch_size / block.samples_per_s)
+        return timedelta(seconds=round(max(seconds))) if seconds else None
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("block")
+        table.add_column("", width=24)
+        for column in ("step", "loss", "accuracy", "variance", "samples/s", "waited"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for k, block in sorted(self._blocks.items()):
+            step = block.step if block else 0
+            bar = ProgressBar(total=self._total_steps or None, completed=step, width=24)
+            table.add_row(str(k), bar, f"{step}/{self._total_steps or '?'}", *(_figures(block) if block else ()))
+        return table
+
+
+def _view(job: Job, output: Format) -> LineView:
+    if output is Format.JSON:
+        return JsonView()
+    return LiveView(job) if console().is_terminal else LineView()
+
+
+def _figures(block: BlockProgress) -> tuple[str, ...]:
+    return (
+        f"{block.loss_nats:.4f}",
+        f"{block.accuracy:.4f}",
+        f"{block.posterior_variance:.4f}",
+        f"{block.samples_per_s:.0f}",
+        f"{block.wait.total_seconds():.1f} s",
+    )
+
+
+def line(event: JobEvent) -> str:
+    """One event in words."""
+    match event.event:
+        case StateChange(state, reason):
+            return f"job {state}" + (f": {reason}" if reason else "")
+        case BlockProgress() as block:
+            loss, accuracy, variance, rate, waited = _figures(block)
+            return (
+                f"block {block.block} epoch {block.epoch} step {block.step}: loss {loss}, accuracy {accuracy}, "
+                f"variance {variance}, {rate} samples/s, waited {waited}"
+            )
+        case Evaluation() as evaluation:
+            return f"{evaluation.split} epoch {evaluation.epoch} step {evaluation.step}: {scores(evaluation)}"
+        case CheckpointSaved(step):
+            return f"checkpoint after step {step}"
+        case None:
+            return f"event {event.number} is of a kind that this client does not know"

@@ -1,0 +1,69 @@
+"""The live view of a job, drawn without a terminal."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime, timedelta
+
+from rich.console import Console
+
+from bll_client import BlockPlan, BlockProgress, Job, JobEvent, JobPlan, JobState, StateChange
+from bll_client.cli.watching import LiveView
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+BLOCK = BlockPlan(0, ("dense 8",), 72, 144, (8,))
+JOB = Job(
+    name="jobs/one",
+    spec={},
+    resolved_spec={"epochs": 2, "batch_size": 100},
+    plan=JobPlan((BLOCK, BLOCK), (4,), ("a", "b"), 10, "", ()),
+    state=JobState.QUEUED,
+    state_reason="",
+    error=None,
+    progress=None,
+    validation=None,
+    test=None,
+    model_version="",
+    create_time=NOW,
+    start_time=None,
+    end_time=None,
+    last_event=1,
+)
+
+
+def progress(block: int, step: int, samples_per_s: float) -> JobEvent:
+    content = BlockProgress(
+        block=block, epoch=0, step=step, loss_nats=1.5, kl_nats=0.1, accuracy=0.5, posterior_variance=0.2,
+        agreement=0.3, mixing=1.0, samples_per_s=samples_per_s, wait=timedelta(seconds=0.25),
+    )  # fmt: skip
+    return JobEvent(step, NOW, content)
+
+
+def drawn(view: LiveView) -> str:
+    out = io.StringIO()
+    Console(file=out, width=140).print(view._draw())
+    return out.getvalue()
+
+
+def test_every_block_has_a_line_before_the_first_report() -> None:
+    text = drawn(LiveView(JOB))
+    assert "jobs/one queued" in text
+    assert text.count("0/20") == 2
+
+
+def test_the_time_left_is_that_of_the_slowest_block() -> None:
+    view = LiveView(JOB)
+    view.show(progress(0, 10, 100.0))
+    assert "to go" not in drawn(view)
+    view.show(progress(1, 5, 50.0))
+    assert "0:00:30 to go" in drawn(view)
+    view.show(JobEvent(9, NOW, StateChange(JobState.SUCCEEDED, "")))
+    assert "jobs/one succeeded" in drawn(view)
+    assert "to go" not in drawn(view)
+
+
+def test_blocks_are_shown_even_where_no_plan_is_known() -> None:
+    view = LiveView(Job(**{**vars(JOB), "plan": None, "resolved_spec": {}}))
+    view.show(progress(3, 7, 100.0))
+    assert "7/0" not in drawn(view)
+    assert "0.5000" in drawn(view)
