@@ -22,6 +22,8 @@ _NAMES = ", ".join(dtype.name for dtype in _TYPES)
 
 MAX_RANK = 32
 """numpy allows 64; no network here has more than 5."""
+MAX_ELEMENTS = 2**60
+"""numpy counts bytes with 63 bits, and elements have up to 8."""
 
 
 class InvalidTensor(ValueError):
@@ -50,25 +52,25 @@ def from_bytes(data: bytes, dtype: np.dtype[Any], shape: Sequence[int]) -> np.nd
 
     Raises InvalidTensor if the three do not go together.
     """
-    elements = num_elements(shape, dtype.itemsize)
-    if len(data) != elements * dtype.itemsize:
-        raise InvalidTensor(
-            "data",
-            f"must have {elements * dtype.itemsize} bytes ({dtype.name} of shape {list(shape)}), got {len(data)}",
-        )
+    num_bytes = num_elements(shape) * dtype.itemsize
+    if len(data) != num_bytes:
+        rule = f"must have {num_bytes} bytes ({dtype.name} of shape {list(shape)}), got {len(data)}"
+        raise InvalidTensor("data", rule)
     return np.frombuffer(data, dtype).reshape(tuple(shape))
 
 
-def num_elements(shape: Sequence[int], itemsize: int) -> int:
+def num_elements(shape: Sequence[int]) -> int:
     """Product of `shape`. Raises InvalidTensor if it is no shape, or one that numpy cannot hold."""
     if len(shape) > MAX_RANK:
         raise InvalidTensor("shape", f"must have at most {MAX_RANK} dimensions, got {len(shape)}")
-    if any(size < 0 for size in shape):
-        raise InvalidTensor("shape", f"must have no negative dimension, got {list(shape)}")
+    sizes = tuple(shape)  # not before its length is known to be small
+    if sizes and min(sizes) < 0:
+        raise InvalidTensor("shape", f"must have no negative dimension, got {list(sizes)}")
+    elements = math.prod(sizes)
     # numpy multiplies the sizes with 64 bits, and leaves out the zeros when it checks for overflow.
-    if math.prod(size or 1 for size in shape) * itemsize >= 2**63:
-        raise InvalidTensor("shape", f"must describe fewer than 2^63 bytes, got {list(shape)}")
-    return math.prod(shape)
+    if (elements or math.prod(filter(None, sizes))) >= MAX_ELEMENTS:
+        raise InvalidTensor("shape", f"must describe fewer than 2^60 elements, got {list(sizes)}")
+    return elements
 
 
 def to_tensor(array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
@@ -83,9 +85,13 @@ def fill(tensor: Tensor, array: np.ndarray[Any, np.dtype[Any]]) -> None:
 
     Raises InvalidTensor if the dtype has no name on the wire.
     """
-    tensor.dtype = wire_type(array.dtype)
+    dtype = _TYPES.get(array.dtype)
+    if dtype is None:  # unknown, or big endian
+        dtype = wire_type(array.dtype)
+        array = array.astype(DTYPES[dtype])
+    tensor.dtype = dtype
     tensor.shape.extend(array.shape)
-    tensor.data = array.astype(DTYPES[tensor.dtype], copy=False).tobytes()
+    tensor.data = array.tobytes()
 
 
 def wire_type(dtype: np.dtype[Any]) -> DataType.ValueType:

@@ -60,8 +60,12 @@ def test_dtype_without_a_name_on_the_wire_is_refused(dtype: type) -> None:
             r"shape: must have no negative dimension, got \[-1, -2\]",
         ),
         (Tensor(dtype=FLOAT32, shape=[1] * 33, data=bytes(4)), "shape: must have at most 32 dimensions, got 33"),
-        (Tensor(dtype=FLOAT32, shape=[2**62, 4], data=b""), r"shape: must describe fewer than 2\^63 bytes"),
-        (Tensor(dtype=FLOAT32, shape=[0, 2**62, 4], data=b""), r"shape: must describe fewer than 2\^63 bytes"),
+        (
+            Tensor(dtype=FLOAT32, shape=[1] * 100_000, data=bytes(4)),
+            "shape: must have at most 32 .* got 100000",
+        ),
+        (Tensor(dtype=FLOAT32, shape=[2**62, 4], data=b""), r"shape: must describe fewer than 2\^60 elements"),
+        (Tensor(dtype=FLOAT32, shape=[0, 2**62, 4], data=b""), r"shape: must describe fewer than 2\^60 elements"),
         (Tensor(dtype=FLOAT32, shape=[2**40], data=b""), "data: must have 4398046511104 bytes"),
     ],
 )

@@ -26,6 +26,9 @@ OUTPUTS = {
 """Fields of PredictResponse, and the outputs of the graph that they carry."""
 
 
+HEADS = frozenset(Head.values())
+
+
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """See `inference.proto`."""
 
@@ -42,7 +45,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         except InvalidTensor as error:
             raise InvalidRequest(Violation(f"input.{error.field}", error.description)) from error
         session.check(rows, dtype="input.dtype", shape="input.shape", data="input.data")
-        if request.head not in Head.values():
+        if request.head not in HEADS:
             raise InvalidRequest(Violation("head", f"must be one of {', '.join(Head.keys()[1:])}, got {request.head}"))
         response = inference_pb2.PredictResponse(
             model_version=session.version.name, class_names=session.version.manifest.class_names

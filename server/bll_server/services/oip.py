@@ -176,7 +176,7 @@ def _from_contents(contents: oip.InferTensorContents, shape: Sequence[int]) -> A
     others = [field.name for field, _ in contents.ListFields() if field.name != "fp32_contents"]
     if others:
         raise InvalidTensor("data", f"must be fp32_contents, which goes with {DATATYPE}, got {', '.join(others)}")
-    elements = num_elements(shape, DTYPE.itemsize)
+    elements = num_elements(shape)
     if len(contents.fp32_contents) != elements:
         raise InvalidTensor("data", f"must have {elements} elements, got {len(contents.fp32_contents)}")
     return np.fromiter(contents.fp32_contents, DTYPE, elements).reshape(tuple(shape))

@@ -185,7 +185,7 @@ PARAMETER = oip.InferParameter
         (changed(request(), input_datatype="FP64"), "inputs[0].datatype: must be FP32, got 'FP64'"),
         (changed(request(), input_shape=[4]), "inputs[0].shape: must be [rows, 4], got [4]"),
         (changed(request(), input_shape=[-1, 4]), "inputs[0].shape: must have no negative dimension"),
-        (changed(request(), input_shape=[2**61, 4]), "inputs[0].shape: must describe fewer than 2^63 bytes"),
+        (changed(request(), input_shape=[2**61, 4]), "inputs[0].shape: must describe fewer than 2^60 elements"),
         (changed(request(), input_shape=[2**40, 4]), "raw_input_contents[0]: must have 17592186044416 bytes"),
         (changed(request(), input_shape=[0, 4], raw_input_contents=[b""]), "must have between 1 and 64 rows, got 0"),
         (changed(request(), raw_input_contents=[b"1234"]), "raw_input_contents[0]: must have 16 bytes"),
