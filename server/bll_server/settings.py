@@ -17,26 +17,36 @@ class Settings(BaseSettings):
         env_prefix="BLL_", cli_kebab_case=True, cli_implicit_flags=True, cli_avoid_json=True
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on; one that is not loopback needs --insecure.")
-    port: int = Field(8470, ge=0, le=65535, description="gRPC port; 0 takes any free one.")
-    metrics_port: int = Field(8471, ge=0, le=65535, description="HTTP port of /metrics and /healthz; 0: any free one.")
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; one that is not loopback needs --insecure."
+    )
+    port: int = Field(default=8470, ge=0, le=65535, description="gRPC port; 0 takes any free one.")
+    metrics_port: int = Field(
+        default=8471, ge=0, le=65535, description="HTTP port of /metrics and /healthz; 0: any free one."
+    )
     insecure: bool = Field(
-        False, description="Serve beyond this machine although traffic is neither encrypted nor authenticated."
+        default=False, description="Serve beyond this machine although traffic is neither encrypted nor authenticated."
     )
     data_dir: Path = Field(
-        Path(".bll"), description="Folder of jobs, models, data sets and the job database; one server at a time."
+        default=Path(".bll"),
+        description="Folder of jobs, models, data sets and the job database; one server at a time.",
     )
-    max_jobs: int = Field(1, ge=1, le=64, description="Jobs that train at the same time.")
-    max_message_mb: int = Field(64, ge=1, le=1024, description="Largest request or answer, in MiB.")
-    max_watchers: int = Field(256, ge=1, le=4096, description="WatchJob streams that are open at the same time.")
-    threads: int = Field(16, ge=1, le=256, description="Threads that answer calls.")
+    max_jobs: int = Field(default=1, ge=1, le=64, description="Jobs that train at the same time.")
+    max_message_mb: int = Field(default=64, ge=1, le=1024, description="Largest request or answer, in MiB.")
+    max_watchers: int = Field(
+        default=256, ge=1, le=4096, description="WatchJob streams that are open at the same time."
+    )
+    threads: int = Field(default=16, ge=1, le=256, description="Threads that answer calls.")
     drain_s: float = Field(
-        20.0, ge=0, le=3600, description="Seconds that running jobs are given when the server is told to stop."
+        default=20.0, ge=0, le=3600, description="Seconds that running jobs are given when the server is told to stop."
     )
     cancel_grace_s: float = Field(
-        10.0, ge=0, le=3600, description="Seconds that a cancelled job is given before its processes are killed."
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="Seconds that a cancelled job is given before its processes are killed.",
     )
-    log_format: Literal["console", "json"] = Field("console", description="Form of the log on stderr.")
+    log_format: Literal["console", "json"] = Field(default="console", description="Form of the log on stderr.")
 
     @classmethod
     def from_flags(cls, argv: list[str]) -> Settings:

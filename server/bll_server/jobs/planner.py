@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _MEMORY_BYTES = 4 * 2**30
 """What a plan may take beside torch itself; no spec can make this machine swap."""
 _TOO_LARGE = Violation(
-    "job.spec.network", f"must be plannable in {_MEMORY_BYTES // 2**30} GiB of memory and in the time of a call"
+    "job.spec", f"must be plannable in {_MEMORY_BYTES // 2**30} GiB of memory and in the time of a call"
 )
 
 
@@ -50,7 +50,7 @@ class Planner:
             answer = self._ask(json.dumps(to_dict(config)))
         finally:
             self._busy.release()
-        if answer is None:
+        if answer is None or "too_large" in answer:
             raise InvalidRequest(_TOO_LARGE)
         if "violations" in answer:
             raise InvalidRequest(*(Violation(f"job.spec.{field}", text) for field, text in answer["violations"]))
@@ -109,6 +109,8 @@ def _answer(line: str, datasets: Path) -> dict[str, Any]:
         return {"violations": [(v.field, v.description) for v in error.violations]}
     except DataError as error:
         return {"violations": [("data", str(error))]}
+    except MemoryError:
+        return {"too_large": True}
     except Exception as error:  # noqa: BLE001 - all leave as one line, which is what the server reads
         traceback.print_exc()
         return {"fault": repr(error)}
