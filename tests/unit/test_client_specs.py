@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bll.config import TrainingConfig, to_dict
@@ -101,6 +101,7 @@ JSON = st.recursive(
 FIELDS = st.sampled_from([field.name for field in JobSpec.DESCRIPTOR.fields])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(FIELDS, JSON, max_size=4))
 def test_any_values_are_parsed_or_refused(values: dict[str, Any]) -> None:
     try:
