@@ -110,8 +110,8 @@ def show_metrics(server: Server) -> None:
     with urllib.request.urlopen(server.metrics_url, timeout=10) as reply:
         lines = reply.read().decode().splitlines()
     print(f"\nMetrics for Prometheus are at {server.metrics_url}, for example:")
-    wanted = ('grpc_method="Predict"', "bll_jobs")
-    for line in [line for line in lines if not line.startswith("#") and any(w in line for w in wanted)][:2]:
+    wanted = ('grpc_server_handled_total{grpc_code="OK",grpc_method="Predict"', "bll_inference_batch_rows_sum")
+    for line in (line for line in lines if line.startswith(wanted)):
         print(f"  {line}")
 
 
