@@ -88,7 +88,6 @@ class Boundary(grpc.ServerInterceptor):
         started = time.perf_counter()
         self._metrics.grpc_started.labels(*labels).inc()
         context.set_trailing_metadata((("x-request-id", request_id),))
-        code = grpc.StatusCode.OK
         with bound(request_id=request_id):
             try:
                 if (
@@ -96,15 +95,14 @@ class Boundary(grpc.ServerInterceptor):
                 ):  # cancelled or expired while it waited for a thread: nobody reads the answer
                     context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
                 yield
-            except GeneratorExit:  # the caller of a stream has gone
-                code = grpc.StatusCode.CANCELLED
-                raise
             except Exception as error:
-                if _code(context):  # the method has answered by itself
+                answered = _code(context) is not None
+                gone = isinstance(error, grpc.RpcError) and not context.is_active()  # raised where it read on
+                if answered or gone:
                     raise
                 self._abort(error, request_id, context)
             finally:
-                code = _code(context) or code
+                code = _code(context) or (grpc.StatusCode.OK if context.is_active() else grpc.StatusCode.CANCELLED)
                 self._metrics.grpc_handled.labels(*labels, code.name).inc()
                 self._metrics.grpc_seconds.labels(*labels).observe(time.perf_counter() - started)
 

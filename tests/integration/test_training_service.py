@@ -157,15 +157,12 @@ def test_damaged_and_missing_data_files_are_refused_by_field(stub: Stub, data_di
         assert any(field.startswith("job.spec.data") for field in violations)
 
 
-def test_the_heaviest_spec_neither_kills_the_planner_nor_the_server(stub: Stub) -> None:
+def test_a_network_beyond_this_machine_is_refused_and_the_planner_lives(stub: Stub) -> None:
     spec = small(network={"architecture": "mlp", "widths": [8192] * 256}, blocks={"num_blocks": 257 - 1})
     spec.latent.units = spec.latent.readout_units = 65_536
-    code = grpc.StatusCode.OK
-    try:
-        create(stub, spec, validate_only=True)
-    except grpc.RpcError as error:
-        code = error.code()
-    assert code in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT)
+    code, violations, _ = refusal(lambda: create(stub, spec))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "parameters" in violations["job.spec.network"]
     assert create(stub, validate_only=True).plan.blocks
 
 

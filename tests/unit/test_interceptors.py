@@ -1,5 +1,6 @@
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -121,6 +122,35 @@ def test_an_error_in_the_middle_of_a_stream_ends_it_with_its_status(channel: grp
         next(stream)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert counted(metrics, "NOT_FOUND", "WatchJob", "unary_stream") == 1
+
+
+def test_a_caller_who_leaves_is_counted_as_cancelled_and_is_no_fault(
+    metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    boundary, left = Boundary(metrics, {}), threading.Event()
+
+    def talk(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.add_callback(left.set)
+        yield next(requests)
+        left.wait(10)
+        yield next(requests)  # grpc raises here: the caller has gone
+
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(talk)
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool, interceptors=[boundary])
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.Service", {"Talk": handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call: Any = channel.stream_stream("/a.Service/Talk")
+            replies = call(iter([b"hello"]), timeout=10)
+            assert next(replies) == b"hello"
+            replies.cancel()
+            assert left.wait(10)
+        server.stop(None).wait()
+    labels = {"grpc_type": "stream_stream", "grpc_service": "a.Service", "grpc_method": "Talk"}
+    assert metrics.registry.get_sample_value("grpc_server_handled_total", labels | {"grpc_code": "CANCELLED"}) == 1
+    assert not caplog.records
 
 
 def test_methods_that_do_not_exist_make_no_series(channel: grpc.Channel, metrics: Metrics) -> None:

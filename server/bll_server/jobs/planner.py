@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import subprocess
 import sys
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _MEMORY_BYTES = 4 * 2**30
 """What a plan may take beside torch itself; no spec can make this machine swap."""
+_BYTES_PER_PARAMETER = 16
+"""float32: the weight, its gradient, and the two moments that the optimizer keeps."""
 _TOO_LARGE = Violation(
     "job.spec", f"must be plannable in {_MEMORY_BYTES // 2**30} GiB of memory and in the time of a call"
 )
@@ -56,7 +59,9 @@ class Planner:
             raise InvalidRequest(*(Violation(f"job.spec.{field}", text) for field, text in answer["violations"]))
         if "fault" in answer:
             raise RuntimeError(f"the planner failed: {answer['fault']}")
-        return plan_from_json(answer["plan"])
+        plan = plan_from_json(answer["plan"])
+        _check_memory(plan)
+        return plan
 
     def close(self) -> None:
         """End the child; a plan that is being made comes to nothing."""
@@ -98,6 +103,19 @@ class Planner:
         return subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
+
+
+def _check_memory(plan: Plan) -> None:
+    """Raises InvalidRequest for a network that cannot be trained here: it would take the server down with it."""
+    parameters = sum(block.parameters for block in plan.blocks)
+    needed = parameters * _BYTES_PER_PARAMETER / 2**30
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if needed > available:
+        rule = (
+            f"must fit into the {available:.3g} GiB of memory of this machine, "
+            f"got {parameters} parameters, which take {needed:.3g} GiB to train"
+        )
+        raise InvalidRequest(Violation("job.spec.network", rule))
 
 
 def _answer(line: str, datasets: Path) -> dict[str, Any]:
