@@ -94,6 +94,12 @@ class ExecutorName(StrEnum):
     PROCESSES = "processes"
 
 
+def _shown(value: object) -> str:
+    """`value` as an error message repeats it: whoever sent it, the message stays short."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 @dataclass(frozen=True)
 class _Check:
     """Collects the broken rules of one config class. Values come from outside: their declared types prove nothing."""
@@ -103,19 +109,20 @@ class _Check:
     def within(self, name: str, value: Any, low: float, high: float) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not low <= value <= high:
-            self.fail(name, f"must be between {low:g} and {high:g}, got {value!r}")
+            self.fail(name, f"must be between {low:g} and {high:g}, got {_shown(value)}")
 
     def whole(self, name: str, value: Any, low: int, high: int) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            self.fail(name, f"must be a whole number between {low} and {high}, got {value!r}")
+            self.fail(name, f"must be a whole number between {low} and {high}, got {_shown(value)}")
 
     def text(self, name: str, value: Any) -> None:
         if not isinstance(value, str) or not value:
-            self.fail(name, f"must be a name, got {value!r}")
+            self.fail(name, f"must be a name, got {_shown(value)}")
 
     def layers(self, name: str, value: Any, least: int, most: int, low: int, high: int) -> bool:
         if not isinstance(value, tuple) or not least <= len(value) <= most:
-            self.fail(name, f"must list {least} to {most} entries, got {value!r}")
+            received = len(value) if isinstance(value, tuple) else _shown(value)
+            self.fail(name, f"must list {least} to {most} entries, got {received}")
             return False
         for i, entry in enumerate(value):
             self.whole(f"{name}[{i}]", entry, low, high)
@@ -123,7 +130,7 @@ class _Check:
 
     def member(self, name: str, value: Any, choices: type[StrEnum]) -> None:
         if not isinstance(value, choices):
-            self.fail(name, f"must be one of {', '.join(choices)}, got {value!r}")
+            self.fail(name, f"must be one of {', '.join(choices)}, got {_shown(value)}")
 
     def fail(self, name: str, description: str) -> None:
         self.violations.append(Violation(name, description))
@@ -152,7 +159,9 @@ class DataConfig:
         check = _Check()
         check.text("name", self.name)
         if (self.name == "npz") != bool(self.path):
-            check.fail("path", f"goes with name 'npz' and with no other, got {self.path!r} with {self.name!r}")
+            check.fail(
+                "path", f"goes with name 'npz' and with no other, got {_shown(self.path)} with {_shown(self.name)}"
+            )
         elif self.path:
             check.text("path", self.path)
         check.whole("train_rows", self.train_rows, 0, 10**9)

@@ -93,6 +93,8 @@ def to_json(event: Event) -> str:
 def from_json(line: str) -> Event:
     """The event that `to_json` wrote. Raises ValueError on anything else."""
     values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError(f"not an event: {line[:200]!r}")
     kind = _KINDS.get(values.pop("event", None))
     if kind is None or values.keys() != {f.name for f in fields(kind)}:
         raise ValueError(f"not an event: {line[:200]!r}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bll.config import TrainingConfig, from_dict, to_dict
-from bll.errors import ExportError
+from bll.errors import ExportError, InvalidConfig
 from bll.events import Evaluation, evaluation_from_dict
 
 MODEL_FILE = "model.onnx"
@@ -75,7 +75,7 @@ def read_manifest(directory: Path, *, check_digest: bool = True) -> Manifest:
             evaluations=tuple(evaluation_from_dict(e) for e in values.pop("evaluations")),
             **values,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, InvalidConfig) as error:
         raise ExportError(f"{path}: not a readable manifest: {error}") from error
     if check_digest and (found := file_digest(directory / MODEL_FILE)) != manifest.model_digest:
         raise ExportError(f"{directory / MODEL_FILE}: SHA-256 must be {manifest.model_digest}, got {found}")

@@ -14,10 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from bll.config import TrainingConfig
 from bll.events import Evaluation, Scores
 from bll.manifest import MODEL_FILE, Manifest, TensorInfo, file_digest
+
+# A busy machine is no failure; pytest-timeout bounds each test.
+settings.register_profile("bll", deadline=None)
+settings.load_profile("bll")
 
 
 @pytest.hookimpl(wrapper=True)

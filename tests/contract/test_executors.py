@@ -1,0 +1,220 @@
+"""What holds for one executor holds for all: the same bits, the same events, the same endings."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bll.config import DataConfig, ExecutorName, TrainingConfig, from_dict
+from bll.errors import BllError, BlockFailed, Diverged
+from bll.events import BlockProgress, CheckpointSaved, Evaluation, Event, RunEnded
+from bll.partition import resolve
+from bll.plan import Plan
+from bll.training import Training
+
+EXECUTORS = (ExecutorName.SEQUENTIAL, ExecutorName.THREADS, ExecutorName.PROCESSES)
+every_executor = pytest.mark.parametrize("name", EXECUTORS)
+
+SPECS: dict[str, dict[str, Any]] = {
+    "direct_mlp": {"network": {"architecture": "mlp", "widths": [24, 24, 24]}, "blocks": {"num_blocks": 3}},
+    "chain_dropout_augmentation_cnn": {
+        "data": {"name": "digits", "augmentation": "shift_flip"},
+        "network": {"widths": [4, 4, 8], "dropout": 0.2},
+        "blocks": {"num_blocks": 4},
+        "backward": {"twin": "chain", "delay_steps": 3},
+        "latent": {"family": "gaussian", "units": 8, "readout_units": 16},
+        "mixing": {"schedule": "linear", "start": 0.2, "end": 1.0, "ramp_epochs": 2},
+    },
+    "chain_longer_than_the_run": {
+        "network": {"architecture": "mlp", "widths": [16, 16], "dropout": 0.5},
+        "blocks": {"num_blocks": 2},
+        "backward": {"twin": "chain", "delay_steps": 1000},
+        "optimizer": {"name": "sgd", "learning_rate": 0.05, "warmup_steps": 5},
+    },
+    "one_block": {"network": {"architecture": "mlp", "widths": [16]}, "blocks": {"num_blocks": 1}},
+    "two_threads_a_block": {
+        "network": {"widths": [4, 8]},
+        "blocks": {"num_blocks": 2},
+        "executor": {"threads_per_block": 2},
+    },
+}
+
+
+def plan_of(values: dict[str, Any], name: ExecutorName, **executor: Any) -> Plan:
+    base = {"data": {"name": "digits"}, "epochs": 2, "batch_size": 128, **values}
+    config = from_dict(TrainingConfig, base)
+    return resolve(replace(config, executor=replace(config.executor, name=name, **executor)))
+
+
+def train(plan: Plan, run_dir: Path, *, stop_after: int | None = None) -> list[Event]:
+    training = Training(plan, run_dir)
+    events = []
+    for event in training.events():
+        events.append(event)
+        if stop_after is not None and isinstance(event, BlockProgress) and event.step >= stop_after:
+            training.stop()
+    return events
+
+
+def digest_of(run_dir: Path, plan: Plan) -> str:
+    """SHA-256 over every tensor of every block's newest checkpoint: weights, statistics, moments, tables."""
+    model = Training(plan, run_dir).model()
+    step = plan.total_steps
+    folder = run_dir / "checkpoints" / f"step-{step:09d}"
+    content = hashlib.sha256()
+    for index in range(plan.num_blocks):
+        content.update((folder / f"block-{index}.safetensors").read_bytes())
+    for _, tensor in sorted(model.network.state_dict().items()):
+        content.update(tensor.numpy().tobytes())
+    return content.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, list[Event]]]:
+    """Digest and events of every spec, run by the sequential loop without a pause."""
+    found = {}
+    for key, values in SPECS.items():
+        run_dir = tmp_path_factory.mktemp(key)
+        plan = plan_of(values, ExecutorName.SEQUENTIAL)
+        events = train(plan, run_dir)
+        found[key] = (digest_of(run_dir, plan), events)
+    return found
+
+
+def timeless(events: list[Event]) -> list[Event]:
+    """Events in an order of their own, without what depends on the clock."""
+    kept = [replace(e, samples_per_s=0.0, wait_s=0.0) if isinstance(e, BlockProgress) else e for e in events]
+    return sorted(kept, key=repr)
+
+
+@every_executor
+@pytest.mark.parametrize("key", SPECS)
+def test_weights_are_bit_identical_to_the_sequential_loop(
+    name: ExecutorName, key: str, reference: dict[str, tuple[str, list[Event]]], tmp_path: Path
+) -> None:
+    plan = plan_of(SPECS[key], name)
+    events = train(plan, tmp_path)
+    assert digest_of(tmp_path, plan) == reference[key][0]
+    assert timeless(events) == timeless(reference[key][1])
+
+
+@every_executor
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    name: ExecutorName, reference: dict[str, tuple[str, list[Event]]], tmp_path: Path
+) -> None:
+    key = "chain_dropout_augmentation_cnn"
+    plan = plan_of(SPECS[key], name)
+    first = train(plan, tmp_path, stop_after=2)
+    end = first[-1]
+    assert isinstance(end, RunEnded)
+    assert not end.finished
+    assert 2 <= end.step < plan.total_steps
+    assert CheckpointSaved(end.step, (end.step - 1) // plan.steps_per_epoch) in first
+    second = train(plan, tmp_path)
+    assert second[-1] == RunEnded(plan.total_steps, finished=True)
+    assert min(e.step for e in second if isinstance(e, BlockProgress)) > end.step
+    assert digest_of(tmp_path, plan) == reference[key][0]
+
+
+@every_executor
+def test_a_run_goes_on_under_another_executor(
+    name: ExecutorName, reference: dict[str, tuple[str, list[Event]]], tmp_path: Path
+) -> None:
+    key = "chain_dropout_augmentation_cnn"
+    train(plan_of(SPECS[key], ExecutorName.SEQUENTIAL), tmp_path, stop_after=5)
+    plan = plan_of(SPECS[key], name, messages_in_flight=1, checkpoint_steps=3)
+    train(plan, tmp_path)
+    assert digest_of(tmp_path, plan) == reference[key][0]
+
+
+@every_executor
+def test_events_tell_every_block_every_epoch_and_the_end(name: ExecutorName, tmp_path: Path) -> None:
+    plan = plan_of(SPECS["direct_mlp"], name)
+    events = train(plan, tmp_path)
+    for block in range(3):
+        steps = [e.step for e in events if isinstance(e, BlockProgress) and e.block == block]
+        assert steps == sorted(steps)
+        assert {plan.steps_per_epoch, plan.total_steps} <= set(steps)
+    evaluations = [e for e in events if isinstance(e, Evaluation)]
+    assert [(e.split, e.epoch, len(e.exits)) for e in evaluations] == [("validation", 0, 3), ("validation", 1, 3)]
+    assert all(e.mixture_gap_nats >= 0 for e in evaluations)
+    assert evaluations[-1].mixture.nll_nats < evaluations[0].mixture.nll_nats
+    checkpoints = [e.step for e in events if isinstance(e, CheckpointSaved)]
+    assert checkpoints == [plan.steps_per_epoch, plan.total_steps]
+    assert events[-1] == RunEnded(plan.total_steps, finished=True)
+
+
+@every_executor
+def test_a_finished_run_is_not_trained_again(name: ExecutorName, tmp_path: Path) -> None:
+    plan = plan_of(SPECS["one_block"], name)
+    train(plan, tmp_path)
+    assert train(plan, tmp_path) == [RunEnded(plan.total_steps, finished=True)]
+
+
+@every_executor
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_block(name: ExecutorName, tmp_path: Path) -> None:
+    plan = plan_of(
+        {
+            "network": {"architecture": "mlp", "widths": [8, 8]},
+            "blocks": {"num_blocks": 2},
+            "latent": {"family": "unit_gaussian"},
+            "optimizer": {"name": "sgd", "learning_rate": 10.0, "backward_learning_rate": 10.0},
+            "epochs": 40,
+        },
+        name,
+    )
+    with pytest.raises(Diverged, match=r"block \d: the local loss is"):
+        train(plan, tmp_path)
+
+
+@every_executor
+def test_data_that_is_gone_is_an_error_of_the_run(name: ExecutorName, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", x=generator.normal(size=(60, 5)).astype("f4"), y=np.arange(60) % 3)
+    config = from_dict(
+        TrainingConfig,
+        {
+            "data": {"name": "npz", "path": "mine.npz"},
+            "network": {"architecture": "mlp", "widths": [8, 8]},
+            "blocks": {"num_blocks": 2},
+            "batch_size": 8,
+        },
+    )
+    plan = resolve(replace(config, executor=replace(config.executor, name=name)), tmp_path)
+    assert plan.config.data == DataConfig("npz", "mine.npz", train_rows=54, validation_rows=6)
+    (tmp_path / "mine.npz").unlink()
+    with pytest.raises(BllError, match=r"mine\.npz"):
+        list(Training(plan, tmp_path / "run", tmp_path).events())
+
+
+@every_executor
+def test_closing_the_events_ends_the_run(name: ExecutorName, tmp_path: Path) -> None:
+    plan = plan_of({**SPECS["direct_mlp"], "epochs": 10_000}, name)
+    threads_before = threading.active_count()
+    events = Training(plan, tmp_path).events()
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == threads_before
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_process_fails_the_run_and_is_named(tmp_path: Path) -> None:
+    plan = plan_of({**SPECS["direct_mlp"], "epochs": 10_000}, ExecutorName.PROCESSES)
+    events = Training(plan, tmp_path).events()
+    next(events)
+    (victim,) = [p for p in multiprocessing.active_children() if p.name == "block-1"]
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    with pytest.raises(BlockFailed, match=r"block 1: its process \(pid \d+\) was killed by SIGKILL") as caught:
+        list(events)
+    assert caught.value.block == 1
+    assert multiprocessing.active_children() == []

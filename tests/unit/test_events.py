@@ -1,0 +1,34 @@
+"""Events on their way through JSON."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bll.events import BlockProgress, CheckpointSaved, Evaluation, Event, RunEnded, Scores, from_json, to_json
+
+numbers = st.floats(allow_nan=False)
+counts = st.integers(0, 2**53)
+scores = st.builds(Scores, numbers, numbers, numbers, numbers)
+events = st.one_of(
+    st.builds(BlockProgress, counts, counts, counts, *[numbers] * 8),
+    st.builds(
+        Evaluation, st.text(), counts, counts, counts, scores, scores, st.lists(scores, max_size=3).map(tuple), numbers
+    ),
+    st.builds(CheckpointSaved, counts, counts),
+    st.builds(RunEnded, counts, st.booleans()),
+)
+
+
+@given(event=events)
+def test_event_survives_one_line_of_json(event: Event) -> None:
+    line = to_json(event)
+    assert "\n" not in line
+    assert from_json(line) == event
+
+
+@pytest.mark.parametrize("line", ["", "{}", "[]", "1", '{"event": "Other"}', '{"event": "RunEnded", "step": 1}'])
+def test_anything_else_is_a_value_error(line: str) -> None:
+    with pytest.raises(ValueError, match="."):
+        from_json(line)

@@ -1,0 +1,116 @@
+"""Cuts against brute force, plans against built networks, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bll.blocks import build_block
+from bll.config import ExecutorName, TrainingConfig, from_dict
+from bll.errors import InvalidConfig
+from bll.partition import balanced_cuts, resolve
+
+
+def config(**values: Any) -> TrainingConfig:
+    return from_dict(TrainingConfig, {"data": {"name": "digits"}, "batch_size": 64, **values})
+
+
+@given(costs=st.lists(st.integers(0, 20), min_size=1, max_size=8), data=st.data())
+def test_balanced_cuts_make_the_largest_block_as_small_as_can_be(costs: list[int], data: st.DataObject) -> None:
+    num_blocks = data.draw(st.integers(1, len(costs)))
+
+    def largest(cuts: tuple[int, ...]) -> int:
+        return max(sum(costs[a:b]) for a, b in zip((0, *cuts), (*cuts, len(costs)), strict=True))
+
+    found = balanced_cuts(costs, num_blocks)
+    assert len(found) == num_blocks - 1
+    assert all(a < b for a, b in itertools.pairwise((0, *found, len(costs))))
+    assert largest(found) == min(map(largest, itertools.combinations(range(1, len(costs)), num_blocks - 1)))
+
+
+@pytest.mark.parametrize("network", [{"architecture": "mlp", "widths": [32, 16, 8]}, {"widths": [4, 8]}])
+@pytest.mark.parametrize("twin", ["direct", "chain"])
+@pytest.mark.parametrize("num_blocks", [1, 2, 3])
+def test_plan_tells_the_shapes_and_parameters_of_the_blocks_built(
+    network: dict[str, Any], twin: str, num_blocks: int
+) -> None:
+    plan = resolve(config(network=network, blocks={"num_blocks": num_blocks}, backward={"twin": twin}))
+    hidden = torch.zeros(2, *plan.input_shape)
+    for index, block_plan in enumerate(plan.blocks):
+        block = build_block(plan, index).eval()
+        hidden = block.layers(hidden)
+        assert tuple(hidden.shape[1:]) == block_plan.output_shape
+        assert sum(p.numel() for p in block.parameters()) == block_plan.parameters
+        assert block_plan.flops > 0
+
+
+def test_initial_weights_of_a_layer_do_not_depend_on_the_cuts() -> None:
+    whole, halves = (resolve(config(network={"widths": [4, 4]}, blocks={"num_blocks": n})) for n in (1, 2))
+    one = build_block(whole, 0).layers.state_dict()
+    two = [build_block(halves, index).layers.state_dict() for index in range(2)]
+    cut = halves.config.blocks.cuts[0]
+    for name, tensor in one.items():
+        layer, rest = name.split(".", 1)  # layer 0 is the normalisation
+        part = two[0] if int(layer) <= cut else two[1]
+        own = layer if int(layer) <= cut else str(int(layer) - cut - 1)
+        torch.testing.assert_close(part[f"{own}.{rest}"], tensor, rtol=0, atol=0)
+
+
+def test_a_resolved_plan_leaves_nothing_open() -> None:
+    plan = resolve(config())
+    assert plan.config.data.train_rows > 0
+    assert plan.config.data.validation_rows > 0
+    assert len(plan.config.blocks.cuts) == 3
+    assert plan.config.executor.name is ExecutorName.PROCESSES
+    assert plan.config.executor.checkpoint_steps == plan.steps_per_epoch
+    assert resolve(plan.config) == plan
+
+
+def test_backprop_is_one_block() -> None:
+    plan = resolve(config(rule="backprop", blocks={"num_blocks": 3}, mixing={"start": 0.5}))
+    assert plan.num_blocks == 1
+    assert plan.config.mixing.start == 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "words"),
+    [
+        ({"network": {"architecture": "vgg"}}, "network.architecture", "mlp, residual_cnn, got 'vgg'"),
+        ({"network": {"widths": [2, 4, 8, 16, 32]}}, "network.widths", "8x8"),
+        ({"network": {"widths": [2]}, "blocks": {"num_blocks": 3}}, "blocks.num_blocks", "between 1 and 2"),
+        ({"network": {"widths": [2]}, "blocks": {"num_blocks": 2, "cuts": [2]}}, "blocks.cuts", "below 2"),
+        ({"batch_size": 5000}, "batch_size", "got 5000"),
+        ({"data": {"name": "cifar-9"}}, "data.name", "cifar-9"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(values: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(InvalidConfig, match=".") as caught:
+        resolve(config(**values))
+    assert field in [violation.field for violation in caught.value.violations]
+    assert words in str(caught.value)
+
+
+def test_vectors_are_no_images(tmp_path: Any) -> None:
+    import numpy as np
+
+    np.savez(tmp_path / "v.npz", x=np.random.default_rng(0).normal(size=(50, 5)).astype("f4"), y=np.arange(50) % 2)
+    spec = {"name": "npz", "path": "v.npz"}
+    with pytest.raises(InvalidConfig, match="residual_cnn"):
+        resolve(config(data=spec, batch_size=8), tmp_path)
+    with pytest.raises(InvalidConfig, match="augmentation"):
+        resolve(
+            config(data={**spec, "augmentation": "shift"}, network={"architecture": "mlp", "widths": [4]}), tmp_path
+        )
+
+
+def test_probable_mistakes_are_warned_of() -> None:
+    plan = resolve(
+        config(latent={"family": "unit_gaussian"}, blocks={"num_blocks": 5}, executor={"threads_per_block": 256})
+    )
+    text = " ".join(plan.warnings)
+    assert all(word in text for word in ("unit_gaussian", "num_blocks 5", "threads_per_block 256", "left out"))
