@@ -60,7 +60,10 @@ def serving(data_dir: Path) -> Iterator[Server]:
             yield Server(*match.groups())
         finally:
             process.send_signal(signal.SIGTERM)
-            code = process.wait(60)
+            try:
+                code = process.wait(60)
+            finally:
+                process.kill()
     print(f"The server has stopped with exit code {code}.")
     if code != 0:
         sys.exit(f"demo: the server did not stop cleanly: {log.read_text()}")
@@ -122,7 +125,8 @@ def main() -> int:
         with serving(data_dir) as server, Client(server.address) as client:
             command = ["train", os.path.relpath(spec), "--job-id", "demo"]
             print(f"$ bll {' '.join(command)}", flush=True)
-            subprocess.run([str(BLL), *command, "--server", server.address], check=True)
+            if subprocess.run([str(BLL), *command, "--server", server.address], check=False).returncode != 0:
+                sys.exit("demo: the job did not succeed")
             job = client.get_job("demo")
             predict(client, job.model_version, test)
             show_metrics(server)
