@@ -57,6 +57,8 @@ def test_the_time_left_is_that_of_the_slowest_block() -> None:
     assert "to go" not in drawn(view)
     view.show(progress(1, 5, 50.0))
     assert "0:00:30 to go" in drawn(view)
+    view.show(progress(1, 20, 50.0))
+    assert "0:00:10 to go" in drawn(view)
     view.show(JobEvent(9, NOW, StateChange(JobState.SUCCEEDED, "")))
     assert "jobs/one succeeded" in drawn(view)
     assert "to go" not in drawn(view)

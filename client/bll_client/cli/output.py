@@ -95,6 +95,22 @@ def scores(evaluation: Evaluation | None) -> str:
 
 
 def show_job(job: Job) -> None:
+    """How the job stands, and what it trains."""
+    show_state(job)
+    if job.plan:
+        for warning in job.plan.warnings:
+            print(f"warning: {warning}")
+        print()
+        print_table(
+            ("block", "layers", "parameters", "FLOPs", "sends"),
+            (
+                (str(k), ", ".join(b.layers), str(b.parameters), str(b.flops), "x".join(map(str, b.output_shape)))
+                for k, b in enumerate(job.plan.blocks)
+            ),
+        )
+
+
+def show_state(job: Job) -> None:
     progress = job.progress
     print_fields(
         {
@@ -111,17 +127,6 @@ def show_job(job: Job) -> None:
             "ended": when(job.end_time),
         }
     )
-    if job.plan:
-        for warning in job.plan.warnings:
-            print(f"warning: {warning}")
-        print()
-        print_table(
-            ("block", "layers", "parameters", "FLOPs", "sends"),
-            (
-                (str(k), ", ".join(b.layers), str(b.parameters), str(b.flops), "x".join(map(str, b.output_shape)))
-                for k, b in enumerate(job.plan.blocks)
-            ),
-        )
 
 
 def show_jobs(jobs: Iterable[Job]) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from bll_client import BlockProgress, CheckpointSaved, Client, Evaluation, Job, JobEvent, JobState, StateChange
 from bll_client.cli.exits import ExitCode
-from bll_client.cli.output import Format, console, plain, print_json, scores, show_job
+from bll_client.cli.output import Format, console, plain, print_json, scores, show_state
 
 
 def follow(client: Client, job: Job, after_event: int, output: Format, again: str) -> ExitCode:
@@ -54,7 +54,7 @@ class LineView:
     def end(self, job: Job) -> None:
         """Show the job in its final state."""
         print()
-        show_job(job)
+        show_state(job)
 
 
 class JsonView(LineView):
@@ -113,7 +113,7 @@ class LiveView(LineView):
         return Text(" · ".join(parts), style="bold")
 
     def _remaining(self) -> timedelta | None:
-        """Time until the slowest block has done all steps; None before each has reported, and in the end."""
+        """Time until the slowest block has done all steps; None before each has reported, and when they have."""
         if self._state.is_final or not self._total_steps:
             return None
         seconds = []
@@ -121,7 +121,7 @@ class LiveView(LineView):
             if block is None or block.samples_per_s <= 0:
                 return None
             seconds.append((self._total_steps - block.step) * self._batch_size / block.samples_per_s)
-        return timedelta(seconds=round(max(seconds))) if seconds else None
+        return timedelta(seconds=round(max(seconds, default=0))) or None
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
