@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bll.config import BlocksConfig, TrainingConfig
 from bll.events import BlockProgress, CheckpointSaved
 from bll.plan import BlockPlan, Plan
-from bll_server.errors import IllegalState, Overloaded, ShuttingDown
+from bll_server.errors import IllegalState, Overloaded, ShuttingDown, StorageFull
 from bll_server.jobs.records import Failure, Job, JobEvent, StateChange
 from bll_server.jobs.scheduler import Scheduler
 from bll_server.jobs.states import FINAL, State
@@ -199,6 +200,24 @@ def test_a_job_that_cannot_be_started_fails_and_the_next_one_runs(tmp_path: Path
     assert "cannot be started" in job.reason
     assert bench.end_of("succeed-1").state is State.SUCCEEDED
     bench.scheduler.drain(0)
+
+
+def test_a_state_that_a_full_disk_refused_is_written_once_there_is_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transition, refused = bench.store.transition, []
+
+    def full_once(job_id: str, state: State, *rest: Any, **more: Any) -> Job:
+        if state in (State.STARTING, State.SUCCEEDED) and state not in refused:
+            refused.append(state)
+            raise StorageFull("the job database cannot grow")
+        return transition(job_id, state, *rest, **more)
+
+    monkeypatch.setattr("bll_server.jobs.scheduler._RETRY_S", 0.05)
+    monkeypatch.setattr(bench.store, "transition", full_once)
+    bench.submit("succeed-1")
+    assert bench.end_of("succeed-1").state is State.SUCCEEDED
+    assert refused == [State.STARTING, State.SUCCEEDED]
 
 
 def test_jobs_run_one_after_the_other_in_the_order_they_came(bench: Bench) -> None:
