@@ -159,9 +159,8 @@ class DataConfig:
         check = _Check()
         check.text("name", self.name)
         if (self.name == "npz") != bool(self.path):
-            check.fail(
-                "path", f"goes with name 'npz' and with no other, got {_shown(self.path)} with {_shown(self.name)}"
-            )
+            received = f"{_shown(self.path)} with {_shown(self.name)}"
+            check.fail("path", f"goes with name 'npz' and with no other, got {received}")
         elif self.path:
             check.text("path", self.path)
         check.whole("train_rows", self.train_rows, 0, 10**9)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bll.config import TrainingConfig, from_dict, to_dict
-from bll.errors import InvalidConfig
+from bll.errors import InvalidConfig, Violation
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("data.name", ""),
@@ -126,7 +126,9 @@ json_values = st.recursive(
 
 @given(path=st.sampled_from(sorted(leaves())), value=json_values)
 def test_any_value_gives_a_config_or_a_named_violation(path: str, value: Any) -> None:
+    violations: tuple[Violation, ...] = ()
     try:
         from_dict(TrainingConfig, nested(path, value))
     except InvalidConfig as error:
-        assert all(v.field and v.description for v in error.violations)
+        violations = error.violations
+    assert all(v.field and v.description for v in violations)

@@ -30,5 +30,5 @@ def test_event_survives_one_line_of_json(event: Event) -> None:
 
 @pytest.mark.parametrize("line", ["", "{}", "[]", "1", '{"event": "Other"}', '{"event": "RunEnded", "step": 1}'])
 def test_anything_else_is_a_value_error(line: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"Expecting|not an event"):
         from_json(line)

@@ -118,6 +118,6 @@ def test_extreme_logits_give_finite_values_and_gradients_in_float32() -> None:
     raw = torch.tensor([[[-1e6, -20.0, 0.0, 20.0, 1e6]]], requires_grad=True)
     eta = family.natural(raw)
     kl = kl_divergence(family, eta, torch.zeros_like(eta)).sum()
-    kl.backward()  # type: ignore[no-untyped-call]
+    (gradient,) = torch.autograd.grad(kl, raw)
     assert torch.isfinite(kl)
-    assert raw.grad is not None and torch.isfinite(raw.grad).all()
+    assert torch.isfinite(gradient).all()

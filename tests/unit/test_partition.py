@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -89,10 +90,9 @@ def test_backprop_is_one_block() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(values: dict[str, Any], field: str, words: str) -> None:
-    with pytest.raises(InvalidConfig, match=".") as caught:
+    with pytest.raises(InvalidConfig, match=re.escape(words)) as caught:
         resolve(config(**values))
     assert field in [violation.field for violation in caught.value.violations]
-    assert words in str(caught.value)
 
 
 def test_vectors_are_no_images(tmp_path: Any) -> None:

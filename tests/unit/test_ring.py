@@ -73,6 +73,6 @@ def test_another_process_receives_and_answers_through_back_pressure() -> None:
             sent += 1
         packet = back.receive()
         assert packet.step == received
-        assert packet.tensors[0].unique().tolist() == [float(received)]
+        assert set(packet.tensors[0].tolist()) == {float(received)}
     process.join(30)
     assert process.exitcode == 0

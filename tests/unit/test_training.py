@@ -65,15 +65,12 @@ def test_backprop_twin_is_the_plain_training_loop(tmp_path: Path) -> None:
     dataset = datasets.load(plan.config.data, 0)
     block = build_block(plan, 0, datasets.statistics(dataset.train)).train()
     forward, twin = block.forward_parameters(), list(block.twin.parameters())
-    optimizer = torch.optim.SGD(
-        [
-            {"params": [p for p in forward if p.ndim > 1], "weight_decay": 0.01},
-            {"params": [p for p in forward if p.ndim == 1]},
-            {"params": twin, "lr": 0.05},
-        ],
-        lr=0.1,
-        momentum=0.5,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in forward if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in forward if p.ndim == 1]},
+        {"params": twin, "lr": 0.05},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.5)
     for epoch in range(2):
         order = datasets.epoch_order(len(dataset.train), 0, epoch)
         for step in range(plan.steps_per_epoch):
@@ -81,7 +78,8 @@ def test_backprop_twin_is_the_plain_training_loop(tmp_path: Path) -> None:
             alpha_BPD = block.readout(block.layers(torch.from_numpy(datasets.as_float(dataset.train.inputs[rows]))))
             log_probs_BC = exit_log_probs(block.readout.family, alpha_BPD, *block.twin(None))
             optimizer.zero_grad()
-            torch.nn.functional.nll_loss(log_probs_BC, torch.from_numpy(dataset.train.targets[rows])).backward()
+            targets_B = torch.from_numpy(dataset.train.targets[rows])
+            torch.autograd.backward(torch.nn.functional.nll_loss(log_probs_BC, targets_B))
             optimizer.step()
     for name, tensor in block.state_dict().items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
