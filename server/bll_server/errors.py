@@ -1,15 +1,15 @@
 """Errors of the service's domain. `status.py` is the one table that gives each its gRPC status.
 
-    ServerError
-    ├── InvalidRequest    a field of a request breaks its rule; `violations` names each
-    ├── NotFound          no job, model or version has that name
-    ├── RequestIdReused   a request_id came again with another body
-    ├── JobExists         the chosen job_id is taken
-    ├── IllegalState      the job's state does not allow the call
-    ├── ModelNotReady     the model cannot answer now
-    ├── Overloaded        a limit of this server is reached
-    ├── ShuttingDown      the server is draining
-    └── StorageFull       the disk is full
+ServerError
+├── InvalidRequest    a field of a request breaks its rule; `violations` names each
+├── NotFound          no job, model or version has that name
+├── RequestIdReused   a request_id came again with another body
+├── JobExists         the chosen job_id is taken
+├── IllegalState      the job's state does not allow the call
+├── ModelNotReady     the model cannot answer now
+├── Overloaded        a limit of this server is reached
+├── ShuttingDown      the server is draining
+└── StorageFull       the disk is full
 """
 
 from bll.errors import Violation
