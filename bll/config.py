@@ -8,13 +8,13 @@ a test compares the two.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, TypeVar, cast, get_type_hints
 
 from bll.errors import InvalidConfig, Violation
+from bll.rules import Rules, shown
 
 
 class Rule(StrEnum):
@@ -94,52 +94,6 @@ class ExecutorName(StrEnum):
     PROCESSES = "processes"
 
 
-def _shown(value: object) -> str:
-    """`value` as an error message repeats it: whoever sent it, the message stays short."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-@dataclass(frozen=True)
-class _Check:
-    """Collects the broken rules of one config class. Values come from outside: their declared types prove nothing."""
-
-    violations: list[Violation] = field(default_factory=list)
-
-    def within(self, name: str, value: Any, low: float, high: float) -> None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not low <= value <= high:
-            self.fail(name, f"must be between {low:g} and {high:g}, got {_shown(value)}")
-
-    def whole(self, name: str, value: Any, low: int, high: int) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            self.fail(name, f"must be a whole number between {low} and {high}, got {_shown(value)}")
-
-    def text(self, name: str, value: Any) -> None:
-        if not isinstance(value, str) or not value:
-            self.fail(name, f"must be a name, got {_shown(value)}")
-
-    def layers(self, name: str, value: Any, least: int, most: int, low: int, high: int) -> bool:
-        if not isinstance(value, tuple) or not least <= len(value) <= most:
-            received = len(value) if isinstance(value, tuple) else _shown(value)
-            self.fail(name, f"must list {least} to {most} entries, got {received}")
-            return False
-        for i, entry in enumerate(value):
-            self.whole(f"{name}[{i}]", entry, low, high)
-        return all(isinstance(entry, int) for entry in value)
-
-    def member(self, name: str, value: Any, choices: type[StrEnum]) -> None:
-        if not isinstance(value, choices):
-            self.fail(name, f"must be one of {', '.join(choices)}, got {_shown(value)}")
-
-    def fail(self, name: str, description: str) -> None:
-        self.violations.append(Violation(name, description))
-
-    def done(self) -> None:
-        if self.violations:
-            raise InvalidConfig(self.violations)
-
-
 @dataclass(frozen=True)
 class DataConfig:
     """What is learned from."""
@@ -156,17 +110,17 @@ class DataConfig:
     """Images only."""
 
     def __post_init__(self) -> None:
-        check = _Check()
-        check.text("name", self.name)
+        rules = Rules()
+        rules.text("name", self.name)
         if (self.name == "npz") != bool(self.path):
-            received = f"{_shown(self.path)} with {_shown(self.name)}"
-            check.fail("path", f"goes with name 'npz' and with no other, got {received}")
+            received = f"{shown(self.path)} with {shown(self.name)}"
+            rules.fail("path", f"goes with name 'npz' and with no other, got {received}")
         elif self.path:
-            check.text("path", self.path)
-        check.whole("train_rows", self.train_rows, 0, 10**9)
-        check.whole("validation_rows", self.validation_rows, 0, 10**9)
-        check.member("augmentation", self.augmentation, Augmentation)
-        check.done()
+            rules.text("path", self.path)
+        rules.whole("train_rows", self.train_rows, 0, 10**9)
+        rules.whole("validation_rows", self.validation_rows, 0, 10**9)
+        rules.member("augmentation", self.augmentation, Augmentation)
+        rules.done()
 
 
 @dataclass(frozen=True)
@@ -184,12 +138,12 @@ class NetworkConfig:
     """Probability that a unit is dropped after each layer, 0 to 0.9."""
 
     def __post_init__(self) -> None:
-        check = _Check()
-        check.text("architecture", self.architecture)
-        check.layers("widths", self.widths, 1, 256, 1, 8192)
-        check.whole("stem_stride", self.stem_stride, 1, 2)
-        check.within("dropout", self.dropout, 0.0, 0.9)
-        check.done()
+        rules = Rules()
+        rules.text("architecture", self.architecture)
+        rules.layers("widths", self.widths, 1, 256, 1, 8192)
+        rules.whole("stem_stride", self.stem_stride, 1, 2)
+        rules.within("dropout", self.dropout, 0.0, 0.9)
+        rules.done()
 
 
 @dataclass(frozen=True)
@@ -204,15 +158,15 @@ class BlocksConfig:
     """What is made equal when `cuts` is empty."""
 
     def __post_init__(self) -> None:
-        check = _Check()
-        check.whole("num_blocks", self.num_blocks, 1, 257)
-        check.member("balance", self.balance, Balance)
-        if check.layers("cuts", self.cuts, 0, 256, 1, 256) and self.cuts:
+        rules = Rules()
+        rules.whole("num_blocks", self.num_blocks, 1, 257)
+        rules.member("balance", self.balance, Balance)
+        if rules.layers("cuts", self.cuts, 0, 256, 1, 256) and self.cuts:
             if any(a >= b for a, b in zip(self.cuts, self.cuts[1:], strict=False)):
-                check.fail("cuts", f"must rise, got {list(self.cuts)}")
+                rules.fail("cuts", f"must rise, got {list(self.cuts)}")
             if len(self.cuts) + 1 != self.num_blocks:
-                check.fail("cuts", f"must have num_blocks - 1 = {self.num_blocks - 1} entries, got {list(self.cuts)}")
-        check.done()
+                rules.fail("cuts", f"must have num_blocks - 1 = {self.num_blocks - 1} entries, got {list(self.cuts)}")
+        rules.done()
 
 
 @dataclass(frozen=True)
@@ -233,15 +187,15 @@ class LatentConfig:
     """Ceiling of a learned Gaussian variance, 1 to 1e6."""
 
     def __post_init__(self) -> None:
-        check = _Check()
-        check.member("family", self.family, FamilyName)
-        check.whole("units", self.units, 1, 65536)
-        check.member("readout", self.readout, ReadoutName)
-        check.whole("readout_units", self.readout_units, 1, 65536)
-        check.whole("readout_grid", self.readout_grid, 1, 32)
-        check.within("min_variance", self.min_variance, 1e-6, 1.0)
-        check.within("max_variance", self.max_variance, 1.0, 1e6)
-        check.done()
+        rules = Rules()
+        rules.member("family", self.family, FamilyName)
+        rules.whole("units", self.units, 1, 65536)
+        rules.member("readout", self.readout, ReadoutName)
+        rules.whole("readout_units", self.readout_units, 1, 65536)
+        rules.whole("readout_grid", self.readout_grid, 1, 32)
+        rules.within("min_variance", self.min_variance, 1e-6, 1.0)
+        rules.within("max_variance", self.max_variance, 1.0, 1e6)
+        rules.done()
 
 
 @dataclass(frozen=True)
@@ -254,10 +208,10 @@ class BackwardConfig:
     1 to 1024. Fixed, so that every executor computes the same."""
 
     def __post_init__(self) -> None:
-        check = _Check()
-        check.member("twin", self.twin, TwinName)
-        check.whole("delay_steps", self.delay_steps, 1, 1024)
-        check.done()
+        rules = Rules()
+        rules.member("twin", self.twin, TwinName)
+        rules.whole("delay_steps", self.delay_steps, 1, 1024)
+        rules.done()
 
 
 @dataclass(frozen=True)
@@ -273,12 +227,12 @@ class MixingConfig:
     """Epochs from `start` to `end` (`step`: epochs before the jump), 1 to 100000; ignored when constant."""
 
     def __post_init__(self) -> None:
-        check = _Check()
-        check.member("schedule", self.schedule, MixingSchedule)
-        check.within("start", self.start, 0.0, 2.0)
-        check.within("end", self.end, 0.0, 2.0)
-        check.whole("ramp_epochs", self.ramp_epochs, 1, 100_000)
-        check.done()
+        rules = Rules()
+        rules.member("schedule", self.schedule, MixingSchedule)
+        rules.within("start", self.start, 0.0, 2.0)
+        rules.within("end", self.end, 0.0, 2.0)
+        rules.whole("ramp_epochs", self.ramp_epochs, 1, 100_000)
+        rules.done()
 
 
 @dataclass(frozen=True)
@@ -299,15 +253,15 @@ class OptimizerConfig:
     """Steps of linear rise from 0 before the schedule, 0 to 1000000."""
 
     def __post_init__(self) -> None:
-        check = _Check()
-        check.member("name", self.name, OptimizerName)
-        check.within("learning_rate", self.learning_rate, 1e-8, 10.0)
-        check.within("backward_learning_rate", self.backward_learning_rate, 1e-8, 10.0)
-        check.within("weight_decay", self.weight_decay, 0.0, 1.0)
-        check.within("momentum", self.momentum, 0.0, 0.999)
-        check.member("schedule", self.schedule, LearningRateSchedule)
-        check.whole("warmup_steps", self.warmup_steps, 0, 1_000_000)
-        check.done()
+        rules = Rules()
+        rules.member("name", self.name, OptimizerName)
+        rules.within("learning_rate", self.learning_rate, 1e-8, 10.0)
+        rules.within("backward_learning_rate", self.backward_learning_rate, 1e-8, 10.0)
+        rules.within("weight_decay", self.weight_decay, 0.0, 1.0)
+        rules.within("momentum", self.momentum, 0.0, 0.999)
+        rules.member("schedule", self.schedule, LearningRateSchedule)
+        rules.whole("warmup_steps", self.warmup_steps, 0, 1_000_000)
+        rules.done()
 
 
 @dataclass(frozen=True)
@@ -323,12 +277,12 @@ class ExecutorConfig:
     """Steps between checkpoints, 0 to 10 million; 0 = one at the end of each epoch."""
 
     def __post_init__(self) -> None:
-        check = _Check()
-        check.member("name", self.name, ExecutorName)
-        check.whole("threads_per_block", self.threads_per_block, 1, 256)
-        check.whole("messages_in_flight", self.messages_in_flight, 1, 64)
-        check.whole("checkpoint_steps", self.checkpoint_steps, 0, 10_000_000)
-        check.done()
+        rules = Rules()
+        rules.member("name", self.name, ExecutorName)
+        rules.whole("threads_per_block", self.threads_per_block, 1, 256)
+        rules.whole("messages_in_flight", self.messages_in_flight, 1, 64)
+        rules.whole("checkpoint_steps", self.checkpoint_steps, 0, 10_000_000)
+        rules.done()
 
 
 @dataclass(frozen=True)
@@ -353,12 +307,12 @@ class TrainingConfig:
     """0 to 2^63 - 1; every random draw of the run is keyed by it."""
 
     def __post_init__(self) -> None:
-        check = _Check()
-        check.member("rule", self.rule, Rule)
-        check.whole("epochs", self.epochs, 1, 100_000)
-        check.whole("batch_size", self.batch_size, 2, 65_536)
-        check.whole("seed", self.seed, 0, 2**63 - 1)
-        check.done()
+        rules = Rules()
+        rules.member("rule", self.rule, Rule)
+        rules.whole("epochs", self.epochs, 1, 100_000)
+        rules.whole("batch_size", self.batch_size, 2, 65_536)
+        rules.whole("seed", self.seed, 0, 2**63 - 1)
+        rules.done()
 
 
 def to_dict(config: Any) -> dict[str, Any]:
