@@ -119,7 +119,6 @@ class BlockWorker:
         self.index = index
         self.links = links
         self.is_first = index == 0
-        self.is_last = index == run.plan.num_blocks - 1
         self.block = build_block(run.plan, index, data.statistics(dataset.train) if self.is_first else None)
         self.family = self.block.readout.family
         self.optimizer = BlockOptimizer(self.block, self.config.optimizer, run.plan.total_steps)
@@ -157,12 +156,12 @@ class BlockWorker:
         beta_CPD, offset_C = block.twin(right)
         mixing = mixing_at(config.mixing, epoch)
         local = evidence_loss(family, alpha_BPD, beta_CPD, offset_C, targets_B, mixing)
-        torch.autograd.backward(local.loss_B.mean())
-        self.optimizer.step(step)
         self.progress.add(local, targets_B)
         if self.progress.is_due(step + 1):
             table = ClassTable(beta_CPD.detach(), offset_C.detach())
             self.links.emit(self.progress.report(step + 1, family, alpha_BPD.detach(), table, targets_B, mixing))
+        torch.autograd.backward(local.loss_B.mean())
+        self.optimizer.step(step)
         self._publish_table(step + 1)
 
     def _training_inputs(self, step: int, rows: Tensor) -> Tensor:
