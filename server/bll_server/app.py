@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,7 @@ import grpc
 
 from bll_proto import oip
 from bll_proto.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, training_pb2, training_pb2_grpc
+from bll_server.errors import ModelNotReady
 from bll_server.interceptors import Boundary
 from bll_server.jobs.planner import Planner
 from bll_server.jobs.scheduler import Scheduler
@@ -67,10 +68,13 @@ class Server:
             registry = Registry(data_dir / "models")
             metrics = Metrics()
             metrics.count_jobs(store.counts)
+            sessions = Sessions(registry, metrics)
             self._health = Health(SERVICES, registry.models())
 
             def publish(model: str, staging: Path, job: str) -> str:
                 version = registry.publish(model, staging, job)
+                with suppress(ModelNotReady):  # logged where it was raised; the version stays, and a call says so
+                    sessions.get(model)  # loaded and warm before the first call
                 self._health.model_ready(model)
                 return version
 
@@ -93,7 +97,6 @@ class Server:
             training = TrainingServicer(store, planner, self._scheduler)
             training_pb2_grpc.add_TrainingServiceServicer_to_server(training, self._grpc)
             models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(registry), self._grpc)
-            sessions = Sessions(registry, metrics)
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(sessions), self._grpc)
             add_oip(self._grpc, sessions, ready=lambda: not self._draining.is_set())
             self._health.add_to(self._grpc)
