@@ -42,6 +42,12 @@ def test_every_output_of_the_manifest_comes_back_in_its_shape(sessions: Sessions
     assert {array.dtype for array in outputs.values()} == {np.dtype(np.float32)}
 
 
+def test_finite_input_that_overflows_the_network_is_the_callers_error(sessions: Sessions) -> None:
+    rows = np.full((1, 4), np.finfo(np.float32).max, np.float32)
+    with pytest.raises(InvalidRequest, match=r"input: must not overflow the network, got values up to 3\.4"):
+        sessions.get("digits").infer(rows)
+
+
 def test_session_is_loaded_once_however_many_ask_at_the_same_time(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,9 +57,15 @@ class ModelSession:
         self._batch_rows = metrics.inference_batch_rows.labels(*self._labels)
 
     def infer(self, rows: Array) -> dict[str, Array]:
-        """Every output of the graph for `rows`, which have passed `check`."""
+        """Every output of the graph for `rows`, which have passed `check`.
+
+        Raises InvalidRequest if they are finite, but so large that the network overflows on them.
+        """
         started = time.perf_counter()
         outputs = self._run(rows)
+        if not np.isfinite(outputs["probabilities"]).all():
+            largest = np.abs(rows).max()
+            raise InvalidRequest(Violation("input", f"must not overflow the network, got values up to {largest:g}"))
         self._compute_seconds.observe(time.perf_counter() - started)
         self._batch_rows.observe(len(rows))
         self._metrics.inference_entropy.observe(self._labels, outputs["entropy"])
