@@ -1,8 +1,8 @@
 """Fashion-MNIST and MNIST, as their authors published them: four idx files each.
 
-A directory holds a set when it has all four files. Searched in this order: root/<name>, $BLL_DATA_DIR/<name>,
+A directory holds a set when it has all four files. Searched in this order: root/<name>, $BLL_DATASETS_DIR/<name>,
 ~/.cache/bll/<name>, and where Debian's package puts Fashion-MNIST. What is nowhere is downloaded into the first of
-root, $BLL_DATA_DIR and ~/.cache/bll that is set, unless BLL_OFFLINE=1.
+root, $BLL_DATASETS_DIR and ~/.cache/bll that is set, unless BLL_OFFLINE=1.
 A `.gz` file must be the published one, by SHA-256 of its content. A file without `.gz` is the user's own affair:
 any idx file that fits is taken, and the data set's digest tells them apart.
 """
@@ -236,7 +236,7 @@ def _find(published: Published, root: Path | None) -> list[Path] | None:
 
 
 def _directories(root: Path | None) -> list[Path]:
-    from_environment = os.environ.get("BLL_DATA_DIR")
+    from_environment = os.environ.get("BLL_DATASETS_DIR")
     cache = Path(os.path.expanduser("~/.cache/bll"))  # noqa: PTH111 - Path's raises for a user without a home
     return [*([root] if root else []), *([Path(from_environment)] if from_environment else []), cache]
 

@@ -234,7 +234,7 @@ def test_a_set_that_is_nowhere_is_downloaded_into_the_root(
 ) -> None:
 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("BLL_DATA_DIR", raising=False)
+    monkeypatch.delenv("BLL_DATASETS_DIR", raising=False)
     monkeypatch.delenv("BLL_OFFLINE", raising=False)
     files = []
     for file, shape in zip(published.MNIST.files, [(12, 3, 3), (12,), (5, 3, 3), (5,)], strict=True):

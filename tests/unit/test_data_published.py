@@ -36,7 +36,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> published.Published
     """A published set of 20 and 4 images of 2 x 2, in a world without network, cache or system directory."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BLL_OFFLINE", "1")
-    monkeypatch.delenv("BLL_DATA_DIR", raising=False)
+    monkeypatch.delenv("BLL_DATASETS_DIR", raising=False)
     files = [
         published.File(name, tuple(struct.unpack(f">{c[3]}I", c[4 : 4 + 4 * c[3]])), sha256(c), sha256(pack(c)), 0)
         for name, c in zip(NAMES, CONTENTS, strict=True)
@@ -79,7 +79,7 @@ def test_root_comes_before_the_environment_before_the_cache_before_the_system(
 ) -> None:
     system = write(tmp_path / "system", "")
     source = replace(tiny, system_directory=system)
-    monkeypatch.setenv("BLL_DATA_DIR", str(tmp_path / "env"))
+    monkeypatch.setenv("BLL_DATASETS_DIR", str(tmp_path / "env"))
     places = [tmp_path / "home/.cache/bll/tiny", tmp_path / "env/tiny", tmp_path / "root/tiny"]
     for label, place in enumerate(places, start=1):
         before = published.read(source, tmp_path / "root").train.targets[0]
@@ -173,7 +173,7 @@ needs_fashion_mnist = pytest.mark.skipif(
 @needs_fashion_mnist
 def test_debians_fashion_mnist_is_the_published_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("BLL_DATA_DIR", raising=False)
+    monkeypatch.delenv("BLL_DATASETS_DIR", raising=False)
     info = describe(DataConfig(), 3)
     dataset = load(DataConfig(), 3)
     assert dataset.digest == info.digest == "697249e9d1e87d6b2c6a738e828c890264cffecccb13840d472e3585751a5582"
