@@ -5,8 +5,9 @@ python -m benchmarks.method.demo_network        (make bench-demo-network)
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
-import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def demo_config() -> TrainingConfig:
 
 def contenders(seed: int) -> dict[str, TrainingConfig]:
     config = replace(demo_config(), seed=seed)
-    config = replace(config, executor=replace(config.executor, name=ExecutorName.PROCESSES))
+    # One thread each, two side by side. The weights are those of every executor, bit for bit.
+    config = replace(config, executor=replace(config.executor, name=ExecutorName.SEQUENTIAL))
     gaussian = replace(config, latent=replace(config.latent, family=FamilyName.GAUSSIAN))
     return {
         "BLL, Bernoulli": config,
@@ -40,17 +42,20 @@ def contenders(seed: int) -> dict[str, TrainingConfig]:
     }
 
 
+def measure(config: TrainingConfig) -> Evaluation:
+    """Scores on the test rows."""
+    return fit(config).evaluate("test")
+
+
 def main() -> None:
+    jobs = [(name, config) for seed in SEEDS for name, config in contenders(seed).items()]
     found: dict[str, list[Evaluation]] = {}
-    seconds: dict[str, list[float]] = {}
-    for seed in SEEDS:
-        for name, config in contenders(seed).items():
-            start = time.monotonic()
-            evaluation = fit(config).evaluate("test")
-            seconds.setdefault(name, []).append(time.monotonic() - start)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for (name, config), evaluation in zip(jobs, pool.map(measure, [config for _, config in jobs]), strict=True):
             found.setdefault(name, []).append(evaluation)
             mixture = evaluation.mixture
-            print(f"seed {seed}  {name:40}  accuracy {mixture.accuracy:.4f}  nll {mixture.nll_nats:.4f}", flush=True)
+            told = f"accuracy {mixture.accuracy:.4f}  nll {mixture.nll_nats:.4f}  ece {mixture.ece:.4f}"
+            print(f"seed {config.seed}  {name:40}  {told}", flush=True)
     rows = []
     for name, evaluations in found.items():
         measures = {
@@ -59,11 +64,11 @@ def main() -> None:
             "ece": ("fraction", [e.mixture.ece for e in evaluations]),
             "accuracy of the last exit": ("fraction", [e.exits[-1].accuracy for e in evaluations]),
             "accuracy of the first exit": ("fraction", [e.exits[0].accuracy for e in evaluations]),
-            "wall time": ("s", seconds[name]),
         }
-        for measure, (unit, values) in measures.items():
-            target = 0.87 if measure == "accuracy" and name.startswith("BLL") else None
-            rows.append(Row(f"{name}: {measure}, mean over seeds", statistics.mean(values), unit, target=target))
+        for figure, (unit, values) in measures.items():
+            target = 0.87 if figure == "accuracy" and name.startswith("BLL") else None
+            rows.append(Row(f"{name}: {figure}, mean over seeds", statistics.mean(values), unit, target=target))
+            rows.append(Row(f"{name}: {figure}, standard deviation over seeds", statistics.stdev(values), unit))
     path = write(
         "method",
         "demo_network",
@@ -71,7 +76,7 @@ def main() -> None:
         SEEDS,
         rows,
         "Full Fashion-MNIST: 54k train, 6k validation, 10k test, nothing chosen on test. The mixture of a single "
-        "block is its exit. Wall times are of a shared machine and compare nothing.",
+        "block is its exit. The test set's own standard error is about 0.003.",
     )
     print(path.read_text())
 
