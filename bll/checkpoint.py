@@ -45,7 +45,7 @@ def commit(run_dir: Path, step: int, digests: Mapping[int, str], config_digest: 
     }
     write_atomically(_directory(run_dir, step) / _MANIFEST, json.dumps(values, indent=1).encode())
     for directory in (run_dir / "checkpoints").iterdir():
-        if directory != _directory(run_dir, step):
+        if directory < _directory(run_dir, step):  # a block that runs ahead may have saved its part of a later cut
             shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -39,6 +39,14 @@ def test_a_new_cut_replaces_the_old_one(tmp_path: Path) -> None:
     assert [d.name for d in (tmp_path / "checkpoints").iterdir()] == ["step-000000040"]
 
 
+def test_committing_a_cut_keeps_what_a_block_that_runs_ahead_has_saved(tmp_path: Path) -> None:
+    saved = {step: {0: checkpoint.save_block(tmp_path, step, 0, {"w": torch.zeros(1)})} for step in (20, 40)}
+    for step, digests in saved.items():
+        digests[1] = checkpoint.save_block(tmp_path, step, 1, {"w": torch.ones(1)})
+        checkpoint.commit(tmp_path, step, digests, "config")
+    assert checkpoint.load_block(tmp_path, 40, 0, "config")["w"].tolist() == [0]
+
+
 def test_another_configs_checkpoint_is_refused(tmp_path: Path) -> None:
     write(tmp_path, 20)
     with pytest.raises(CheckpointError, match="another config"):
