@@ -38,6 +38,7 @@ class Balance(StrEnum):
     LAYERS = "layers"
     PARAMETERS = "parameters"
     FLOPS = "flops"
+    ACTIVATION_BYTES = "activation_bytes"
 
 
 class FamilyName(StrEnum):
@@ -128,20 +129,24 @@ class NetworkConfig:
     """The forward network, before it is cut: an architecture's name and its layers."""
 
     architecture: str = "residual_cnn"
-    """`mlp` (any input, flattened) or `residual_cnn` (images)."""
-    widths: tuple[int, ...] = (16, 16, 32, 32, 64, 64)
-    """One entry a layer: units of a dense layer, or channels of a residual layer, 1 to 8192.
-    A residual layer that widens also halves the image. `residual_cnn` has one more layer, its stem."""
+    """`mlp` (any input, flattened), or for images `residual_cnn`, `resnet18`, `resnet34`, `resnet50`, `resnet101` or
+    `efficientnet_small`."""
+    widths: tuple[int, ...] = ()
+    """Units or channels, 1 to 8192; empty = the architecture's own. One entry a layer of `mlp` and `residual_cnn`
+    (which has one layer more, its stem, and halves the image where it widens), one for each of the four stages of a
+    resnet, and of `efficientnet_small` the stem, seven stages and the head."""
     stem_stride: int = 1
-    """Stride of the stem convolution, 1 or 2; `residual_cnn` only."""
+    """1 (small images) or 2: a 3x3 convolution of this stride; 4 (ImageNet's, resnets only): a 7x7 convolution and
+    max pooling, each of stride 2. `mlp` has no stem: 1."""
     dropout: float = 0.0
-    """Probability that a unit is dropped after each layer, 0 to 0.9."""
+    """Probability that a unit is dropped in each layer, 0 to 0.9."""
 
     def __post_init__(self) -> None:
         rules = Rules()
         rules.text("architecture", self.architecture)
-        rules.layers("widths", self.widths, 1, 256, 1, 8192)
-        rules.whole("stem_stride", self.stem_stride, 1, 2)
+        rules.layers("widths", self.widths, 0, 256, 1, 8192)
+        if self.stem_stride not in (1, 2, 4) or isinstance(self.stem_stride, bool):
+            rules.fail("stem_stride", f"must be 1, 2 or 4, got {shown(self.stem_stride)}")
         rules.within("dropout", self.dropout, 0.0, 0.9)
         rules.done()
 

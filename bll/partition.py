@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bll import data
-from bll.architectures import Layer, make_layers
+from bll.architectures import Layer, make_layers, with_widths
 from bll.config import Balance, BlocksConfig, ExecutorName, FamilyName, MixingConfig, Rule, TrainingConfig, TwinName
+from bll.costs import Cost, measure
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
 from bll.plan import BlockPlan, Plan
 from bll.readouts import Readout
 from bll.twins import make_twin
+
+_FLOAT_BYTES = 4
 
 
 def resolve(config: TrainingConfig, root: Path | None = None, *, auto: ExecutorName = ExecutorName.PROCESSES) -> Plan:
@@ -33,15 +35,16 @@ def resolve(config: TrainingConfig, root: Path | None = None, *, auto: ExecutorN
         rule = f"must be at most the {info.train_rows} training rows, got {config.batch_size}"
         raise InvalidConfig([Violation("batch_size", rule)])
     layers = make_layers(config.network, info.input_shape)
-    shapes, parameters, flops = _measure(layers, info.input_shape)
+    costs = _layer_costs(layers, info.input_shape)
     if config.rule is Rule.BACKPROP:
         # One block whose loss, at m = 1, is the last exit's negative log-likelihood: nothing is detached in it.
         config = replace(config, blocks=BlocksConfig(num_blocks=1), mixing=MixingConfig())
-    cuts = _cuts(config.blocks, len(layers), parameters, flops, config.network.architecture)
+    cuts = _cuts(config.blocks, costs, config.network.architecture)
     steps_per_epoch = info.train_rows // config.batch_size
     resolved = replace(
         config,
         data=replace(config.data, train_rows=info.train_rows, validation_rows=info.validation_rows),
+        network=with_widths(config.network),
         blocks=replace(config.blocks, cuts=cuts),
         executor=replace(
             config.executor,
@@ -51,10 +54,9 @@ def resolve(config: TrainingConfig, root: Path | None = None, *, auto: ExecutorN
     )
     starts, ends = (0, *cuts), (*cuts, len(layers))
     blocks = tuple(
-        _block_plan(resolved, layers, start, end, shapes[end - 1], sum(parameters[start:end]), sum(flops[start:end]),
-                    len(info.class_names), is_last=end == len(layers))
+        _block_plan(resolved, layers, costs, start, end, info.input_shape, len(info.class_names))
         for start, end in zip(starts, ends, strict=True)
-    )  # fmt: skip
+    )
     return Plan(
         config=resolved,
         blocks=blocks,
@@ -95,9 +97,8 @@ def balanced_cuts(costs: Sequence[float], num_blocks: int) -> tuple[int, ...]:
     return tuple(reversed(cuts))
 
 
-def _cuts(
-    blocks: BlocksConfig, num_layers: int, parameters: list[int], flops: list[int], architecture: str
-) -> tuple[int, ...]:
+def _cuts(blocks: BlocksConfig, costs: Sequence[Cost], architecture: str) -> tuple[int, ...]:
+    num_layers = len(costs)
     if blocks.num_blocks > num_layers:
         rule = f"must be between 1 and {num_layers} (the layers of this {architecture!r}), got {blocks.num_blocks}"
         raise InvalidConfig([Violation("blocks.num_blocks", rule)])
@@ -106,56 +107,52 @@ def _cuts(
             rule = f"must be below {num_layers} (the layers of this {architecture!r}), got {list(blocks.cuts)}"
             raise InvalidConfig([Violation("blocks.cuts", rule)])
         return blocks.cuts
-    costs = {Balance.LAYERS: [1] * num_layers, Balance.PARAMETERS: parameters, Balance.FLOPS: flops}
-    return balanced_cuts(costs[blocks.balance], blocks.num_blocks)
+    match blocks.balance:
+        case Balance.LAYERS:
+            weights = [1] * num_layers
+        case Balance.PARAMETERS:
+            weights = [cost.parameters for cost in costs]
+        case Balance.FLOPS:
+            weights = [cost.flops for cost in costs]
+        case Balance.ACTIVATION_BYTES:
+            weights = [cost.activation_bytes for cost in costs]
+    return balanced_cuts(weights, blocks.num_blocks)
 
 
-def _measure(layers: list[Layer], input_shape: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
-    """Output shape of one sample, parameters and forward FLOPs of each layer, computed without data."""
-    shapes, parameters, flops = [], [], []
+def _layer_costs(layers: Sequence[Layer], input_shape: tuple[int, ...]) -> list[Cost]:
+    costs: list[Cost] = []
     shape = input_shape
     for layer in layers:
         with torch.device("meta"):
-            module = layer.build().eval()
-        shape, cost = _forward(module, shape)
-        shapes.append(shape)
-        parameters.append(sum(p.numel() for p in module.parameters()))
-        flops.append(cost)
-    return shapes, parameters, flops
-
-
-def _forward(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        output = module(torch.empty(1, *input_shape, device="meta"))
-    return tuple(output.shape[1:]), counter.get_total_flops()
+            module = layer.build()
+            costs.append(measure(module, shape))
+        shape = costs[-1].output_shape
+    return costs
 
 
 def _block_plan(
     config: TrainingConfig,
-    layers: list[Layer],
+    layers: Sequence[Layer],
+    costs: Sequence[Cost],
     start: int,
     end: int,
-    output_shape: tuple[int, ...],
-    parameters: int,
-    flops: int,
+    input_shape: tuple[int, ...],
     num_classes: int,
-    *,
-    is_last: bool,
 ) -> BlockPlan:
     family = make_family(config.latent)
-    chained = config.backward.twin is TwinName.CHAIN and not is_last
+    chained = config.backward.twin is TwinName.CHAIN and end < len(layers)
+    received = costs[start - 1].output_shape if start else input_shape
     with torch.device("meta"):
-        readout = Readout(output_shape, family, config.latent).eval()
+        readout = measure(Readout(costs[end - 1].output_shape, family, config.latent), costs[end - 1].output_shape)
         twin = make_twin(num_classes, family, config.latent.units, has_right=chained)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        readout(torch.empty(1, *output_shape, device="meta"))
-    own = sum(p.numel() for module in (readout, twin) for p in module.parameters())
+    own = [*costs[start:end], readout]
     return BlockPlan(
         first_layer=start,
         layers=tuple(layer.name for layer in layers[start:end]),
-        parameters=parameters + own,
-        flops=flops + counter.get_total_flops(),
-        output_shape=output_shape,
+        parameters=sum(cost.parameters for cost in own) + sum(p.numel() for p in twin.parameters()),
+        flops=sum(cost.flops for cost in own),
+        output_shape=costs[end - 1].output_shape,
+        activation_bytes=math.prod(received) * _FLOAT_BYTES + sum(cost.activation_bytes for cost in own),
     )
 
 

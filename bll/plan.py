@@ -19,6 +19,9 @@ class BlockPlan:
     """Multiply-adds of one sample's forward pass through layers and readout, times two."""
     output_shape: tuple[int, ...]
     """Shape of one sample of the message that it sends on."""
+    activation_bytes: int
+    """What a training step keeps of one sample until its backward pass: the message received, and what its layers
+    and readout save."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Plan:
     """A resolved run: a config with nothing left open, and what follows from it."""
 
     config: TrainingConfig
-    """`blocks.cuts`, `data.train_rows`, `data.validation_rows` and `executor.checkpoint_steps` are explicit."""
+    """`network.widths`, `blocks.cuts`, `data.train_rows`, `data.validation_rows` and `executor.checkpoint_steps` are
+    explicit."""
     blocks: tuple[BlockPlan, ...]
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...]

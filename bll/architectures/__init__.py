@@ -1,25 +1,41 @@
 """Forward networks as lists of layers, which the partitioner cuts into blocks.
 
-An architecture is a function `(config, input_shape) -> list[Layer]`, found by name among the built-in ones and the
-entry points of group `bll.architectures`. Layers are built one by one, each from its own seed, so that a layer's
-initial weights do not depend on where the network is cut. Skip connections live inside a layer: none crosses a cut.
+An `Architecture` makes the layers of a config. It is found by name among the built-in ones and the entry points of
+group `bll.architectures`. Layers are built one by one, each from its own seed, so that a layer's initial weights do
+not depend on where the network is cut. Skip connections live inside a layer: none crosses a cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 
-from bll.architectures.layers import Layer
-from bll.architectures.mlp import mlp
-from bll.architectures.residual_cnn import residual_cnn
+from bll.architectures.efficientnet import EFFICIENTNET_SMALL
+from bll.architectures.layers import Architecture, Layer
+from bll.architectures.mlp import MLP
+from bll.architectures.residual_cnn import RESIDUAL_CNN
+from bll.architectures.resnet import RESNET18, RESNET34, RESNET50, RESNET101
 from bll.config import NetworkConfig
 from bll.errors import InvalidConfig, Violation
 
-Architecture = Callable[[NetworkConfig, tuple[int, ...]], list[Layer]]
-
-_BUILT_IN: dict[str, Architecture] = {"mlp": mlp, "residual_cnn": residual_cnn}
+_BUILT_IN = {
+    "mlp": MLP,
+    "residual_cnn": RESIDUAL_CNN,
+    "resnet18": RESNET18,
+    "resnet34": RESNET34,
+    "resnet50": RESNET50,
+    "resnet101": RESNET101,
+    "efficientnet_small": EFFICIENTNET_SMALL,
+}
 _GROUP = "bll.architectures"
+
+
+def with_widths(config: NetworkConfig) -> NetworkConfig:
+    """`config` with the architecture's own widths where it names none.
+
+    Raises InvalidConfig if the architecture is unknown.
+    """
+    return config if config.widths else replace(config, widths=_architecture(config.architecture).widths)
 
 
 def make_layers(config: NetworkConfig, input_shape: tuple[int, ...]) -> list[Layer]:
@@ -27,16 +43,23 @@ def make_layers(config: NetworkConfig, input_shape: tuple[int, ...]) -> list[Lay
 
     Raises InvalidConfig if the architecture is unknown or does not fit the samples.
     """
+    architecture = _architecture(config.architecture)
+    if config.stem_stride not in architecture.stem_strides:
+        allowed = " or ".join(map(str, architecture.stem_strides))
+        rule = f"must be {allowed} for {config.architecture!r}, got {config.stem_stride}"
+        raise InvalidConfig([Violation("network.stem_stride", rule)])
+    return architecture.layers(with_widths(config), input_shape)
+
+
+def _architecture(name: str) -> Architecture:
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
     plugins = {entry.name: entry for entry in entry_points(group=_GROUP)}
-    if config.architecture in _BUILT_IN:
-        architecture = _BUILT_IN[config.architecture]
-    elif config.architecture in plugins:
-        architecture = plugins[config.architecture].load()
-    else:
-        known = ", ".join(sorted({*_BUILT_IN, *plugins}))
-        rule = f"must be one of {known}, got {config.architecture!r}"
-        raise InvalidConfig([Violation("network.architecture", rule)])
-    return architecture(config, input_shape)
+    if name in plugins:
+        architecture: Architecture = plugins[name].load()
+        return architecture
+    rule = f"must be one of {', '.join(sorted({*_BUILT_IN, *plugins}))}, got {name!r}"
+    raise InvalidConfig([Violation("network.architecture", rule)])
 
 
-__all__ = ["Architecture", "Layer", "make_layers"]
+__all__ = ["Architecture", "Layer", "make_layers", "with_widths"]

@@ -1,4 +1,4 @@
-"""What every architecture is made of: a named layer, and a dropout whose masks are keyed."""
+"""What every architecture is made of: named layers, and a dropout whose masks are keyed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from bll.config import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,18 @@ class Layer:
     """In words, for plans and reports."""
     build: Callable[[], nn.Module]
     """Makes the module, drawing its weights from torch's global generator."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of forward network, which a config names and sizes."""
+
+    layers: Callable[[NetworkConfig, tuple[int, ...]], list[Layer]]
+    """The layers for a config whose widths are explicit and samples of a shape; raises InvalidConfig."""
+    widths: tuple[int, ...]
+    """What `NetworkConfig.widths` means when it is empty."""
+    stem_strides: tuple[int, ...] = (1,)
+    """The stem strides that it can be built with."""
 
 
 class KeyedDropout(nn.Module):

@@ -8,39 +8,27 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bll.architectures.layers import KeyedDropout, Layer
+from bll.architectures.images import image_channels, make_stem
+from bll.architectures.layers import Architecture, KeyedDropout, Layer
 from bll.config import NetworkConfig
-from bll.errors import InvalidConfig, Violation
 
 
-def residual_cnn(config: NetworkConfig, input_shape: tuple[int, ...]) -> list[Layer]:
+def _layers(config: NetworkConfig, input_shape: tuple[int, ...]) -> list[Layer]:
     """A stem, then one basic residual layer (two 3x3 convolutions) per entry of `config.widths`.
 
     A layer that widens halves the image. Raises InvalidConfig for samples that are no images, or too small.
     """
-    if len(input_shape) != 3:
-        rule = f"'residual_cnn' needs images (channels, height, width), got samples of shape {list(input_shape)}"
-        raise InvalidConfig([Violation("network.architecture", rule)])
-    channels, height, width = input_shape
     widths = [config.widths[0], *config.widths]
     strides = [2 if after > before else 1 for before, after in pairwise(widths)]
-    smallest = min(height, width)
-    for stride in (config.stem_stride, *strides):
-        if smallest < stride:
-            rule = f"halves {height}x{width} images more often than they can be, got {list(config.widths)}"
-            raise InvalidConfig([Violation("network.widths", rule)])
-        smallest = -(-smallest // stride)
-    stem = Layer(f"stem {channels}->{widths[0]}", partial(_stem, channels, widths[0], config.stem_stride))
+    channels = image_channels(config, input_shape, strides)
+    stem = Layer(f"stem {channels}->{widths[0]}", partial(make_stem, channels, widths[0], config.stem_stride))
     return [stem] + [
         Layer(f"residual {i}->{o}" + (" /2" if s == 2 else ""), partial(ResidualLayer, i, o, s, config.dropout))
         for (i, o), s in zip(pairwise(widths), strides, strict=True)
     ]
 
 
-def _stem(inputs: int, outputs: int, stride: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
+RESIDUAL_CNN = Architecture(_layers, widths=(16, 16, 32, 32, 64, 64), stem_strides=(1, 2))
 
 
 class ResidualLayer(nn.Module):

@@ -151,6 +151,8 @@ class BlockPlan:
     flops: int
     """Of one sample's forward pass."""
     output_shape: tuple[int, ...]
+    activation_bytes: int
+    """What a training step keeps of one sample until its backward pass."""
 
 
 @dataclass(frozen=True)

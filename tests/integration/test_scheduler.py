@@ -23,7 +23,7 @@ from bll_server.metrics import Metrics
 
 PLAN = Plan(
     config=TrainingConfig(blocks=BlocksConfig(num_blocks=2, cuts=(3,)), epochs=2),
-    blocks=(BlockPlan(0, ("stem",), 100, 2000, (16, 28, 28)), BlockPlan(3, ("conv",), 50, 1000, (64,))),
+    blocks=(BlockPlan(0, ("stem",), 100, 2000, (16, 28, 28), 4096), BlockPlan(3, ("conv",), 50, 1000, (64,), 4096)),
     input_shape=(1, 28, 28),
     class_names=("a", "b"),
     steps_per_epoch=10,

@@ -11,7 +11,7 @@ from bll_client import BlockPlan, BlockProgress, Job, JobEvent, JobPlan, JobStat
 from bll_client.cli.watching import LiveView
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-BLOCK = BlockPlan(0, ("dense 8",), 72, 144, (8,))
+BLOCK = BlockPlan(0, ("dense 8",), 72, 144, (8,), 4096)
 JOB = Job(
     name="jobs/one",
     spec={},

@@ -31,7 +31,7 @@ def test_every_field_of_the_librarys_config_can_be_written_as_the_library_writes
     spec = parse_spec(values)
     assert spec.latent.family == training_pb2.FAMILY_NAME_BERNOULLI
     assert spec.rule == training_pb2.RULE_BLL
-    assert list(spec.network.widths) == [16, 16, 32, 32, 64, 64]
+    assert spec.network.architecture == "residual_cnn"
     assert spec.seed == 0
     assert spec.HasField("seed")
     present = spec_values(spec)

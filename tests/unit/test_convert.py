@@ -38,7 +38,7 @@ from bll_server.jobs.store import Store
 SCORES = Scores(accuracy=0.9, nll_nats=0.3, ece=0.01, brier=0.1)
 PLAN = Plan(
     config=TrainingConfig(),
-    blocks=(BlockPlan(0, ("stem", "conv 16"), 100, 2000, (16, 28, 28)),),
+    blocks=(BlockPlan(0, ("stem", "conv 16"), 100, 2000, (16, 28, 28), 4096),),
     input_shape=(1, 28, 28),
     class_names=("a", "b"),
     steps_per_epoch=10,

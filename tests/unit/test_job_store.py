@@ -17,7 +17,10 @@ from bll_server.jobs.store import Store, _decode_token, _encode_token
 
 PLAN = Plan(
     config=TrainingConfig(blocks=BlocksConfig(num_blocks=2, cuts=(3,)), epochs=2),
-    blocks=(BlockPlan(0, ("stem", "conv 16"), 100, 2000, (16, 28, 28)), BlockPlan(3, ("conv 64",), 50, 1000, (64,))),
+    blocks=(
+        BlockPlan(0, ("stem", "conv 16"), 100, 2000, (16, 28, 28), 4096),
+        BlockPlan(3, ("conv 64",), 50, 1000, (64,), 4096),
+    ),
     input_shape=(1, 28, 28),
     class_names=("a", "b"),
     steps_per_epoch=10,

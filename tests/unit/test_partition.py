@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bll.blocks import build_block
-from bll.config import ExecutorName, TrainingConfig, from_dict
+from bll.config import Balance, ExecutorName, TrainingConfig, from_dict
 from bll.errors import InvalidConfig
 from bll.partition import balanced_cuts, resolve
 
@@ -62,10 +62,27 @@ def test_initial_weights_of_a_layer_do_not_depend_on_the_cuts() -> None:
         torch.testing.assert_close(part[f"{own}.{rest}"], tensor, rtol=0, atol=0)
 
 
+def test_each_balance_makes_the_largest_of_its_own_costs_smallest() -> None:
+    def largest(balance: str) -> dict[str, int]:
+        plan = resolve(config(network={"widths": [4, 4, 8, 8, 16, 16]}, blocks={"num_blocks": 3, "balance": balance}))
+        return {
+            "layers": max(len(block.layers) for block in plan.blocks),
+            "parameters": max(block.parameters for block in plan.blocks),
+            "flops": max(block.flops for block in plan.blocks),
+            "activation_bytes": max(block.activation_bytes for block in plan.blocks),
+        }
+
+    found = {balance: largest(balance) for balance in Balance}
+    for balance in Balance:
+        assert found[balance][balance] == min(costs[balance] for costs in found.values())
+    assert found[Balance.PARAMETERS] != found[Balance.ACTIVATION_BYTES]
+
+
 def test_a_resolved_plan_leaves_nothing_open() -> None:
     plan = resolve(config())
     assert plan.config.data.train_rows > 0
     assert plan.config.data.validation_rows > 0
+    assert plan.config.network.widths == (16, 16, 32, 32, 64, 64)
     assert len(plan.config.blocks.cuts) == 3
     assert plan.config.executor.name is ExecutorName.PROCESSES
     assert plan.config.executor.checkpoint_steps == plan.steps_per_epoch
@@ -81,8 +98,8 @@ def test_backprop_is_one_block() -> None:
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
-        ({"network": {"architecture": "vgg"}}, "network.architecture", "mlp, residual_cnn, got 'vgg'"),
-        ({"network": {"widths": [2, 4, 8, 16, 32]}}, "network.widths", "8x8"),
+        ({"network": {"architecture": "vgg"}}, "network.architecture", "resnet50, got 'vgg'"),
+        ({"network": {"widths": [2, 4, 8, 16, 32]}}, "network.architecture", "8x8"),
         ({"network": {"widths": [2]}, "blocks": {"num_blocks": 3}}, "blocks.num_blocks", "between 1 and 2"),
         ({"network": {"widths": [2]}, "blocks": {"num_blocks": 2, "cuts": [2]}}, "blocks.cuts", "below 2"),
         ({"batch_size": 5000}, "batch_size", "got 5000"),

@@ -102,9 +102,16 @@ def show_job(job: Job) -> None:
             print(f"warning: {warning}")
         print()
         print_table(
-            ("block", "layers", "parameters", "FLOPs", "sends"),
+            ("block", "layers", "parameters", "FLOPs", "activation bytes", "sends"),
             (
-                (str(k), ", ".join(b.layers), str(b.parameters), str(b.flops), "x".join(map(str, b.output_shape)))
+                (
+                    str(k),
+                    ", ".join(b.layers),
+                    str(b.parameters),
+                    str(b.flops),
+                    str(b.activation_bytes),
+                    "x".join(map(str, b.output_shape)),
+                )
                 for k, b in enumerate(job.plan.blocks)
             ),
         )

@@ -112,6 +112,7 @@ class _BalanceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Balance.Value
     BALANCE_LAYERS: _Balance.ValueType  # 1
     BALANCE_PARAMETERS: _Balance.ValueType  # 2
     BALANCE_FLOPS: _Balance.ValueType  # 3
+    BALANCE_ACTIVATION_BYTES: _Balance.ValueType  # 4
 
 class Balance(_Balance, metaclass=_BalanceEnumTypeWrapper):
     """Balance is what the partitioner makes equal among blocks. Absence means FLOPS."""
@@ -120,6 +121,7 @@ BALANCE_UNSPECIFIED: Balance.ValueType  # 0
 BALANCE_LAYERS: Balance.ValueType  # 1
 BALANCE_PARAMETERS: Balance.ValueType  # 2
 BALANCE_FLOPS: Balance.ValueType  # 3
+BALANCE_ACTIVATION_BYTES: Balance.ValueType  # 4
 Global___Balance: _TypeAlias = Balance  # noqa: Y015
 
 class _FamilyName:
@@ -462,10 +464,13 @@ class BlockPlan(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     FLOPS_FIELD_NUMBER: _builtins.int
     OUTPUT_SHAPE_FIELD_NUMBER: _builtins.int
+    ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
     first_layer: _builtins.int
     parameters: _builtins.int
     flops: _builtins.int
     """flops are those of one sample's forward pass."""
+    activation_bytes: _builtins.int
+    """activation_bytes are what a training step keeps of one sample until its backward pass."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -480,10 +485,11 @@ class BlockPlan(_message.Message):
         parameters: _builtins.int = ...,
         flops: _builtins.int = ...,
         output_shape: _abc.Iterable[_builtins.int] | None = ...,
+        activation_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_layer", b"first_layer", "flops", b"flops", "layers", b"layers", "output_shape", b"output_shape", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "first_layer", b"first_layer", "flops", b"flops", "layers", b"layers", "output_shape", b"output_shape", "parameters", b"parameters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -631,12 +637,15 @@ class NetworkSpec(_message.Message):
     STEM_STRIDE_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
-    """architecture is `mlp` or `residual_cnn`. Absence means `residual_cnn`."""
+    """architecture is `mlp`, `residual_cnn`, `resnet18`, `resnet34`, `resnet50`, `resnet101`, `efficientnet_small`, or
+    what the server's operator has added. Absence means `residual_cnn`.
+    """
     stem_stride: _builtins.int
+    """stem_stride is 1, 2 or 4; see bll.config for what architectures allow."""
     dropout: _builtins.float
     @_builtins.property
     def widths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """widths has one entry a layer; absence means the default of bll.config."""
+        """widths has one entry a layer or stage; absence means the architecture's own."""
 
     def __init__(
         self,

@@ -194,7 +194,9 @@ def job(name: str, spec: training_pb2.JobSpec | None = None) -> training_pb2.Job
     """A queued job of two blocks."""
     spec = spec or parse_spec(SPEC)
     blocks = [
-        training_pb2.BlockPlan(first_layer=i, layers=["dense 8"], parameters=72, flops=144, output_shape=[8])
+        training_pb2.BlockPlan(
+            first_layer=i, layers=["dense 8"], parameters=72, flops=144, output_shape=[8], activation_bytes=64
+        )
         for i in range(2)
     ]
     plan = training_pb2.JobPlan(
