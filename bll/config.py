@@ -42,11 +42,29 @@ class Balance(StrEnum):
 
 
 class FamilyName(StrEnum):
-    """Exponential family of the latents z_k (method: families)."""
+    """Family of the latents z_k (method, section 2)."""
 
     BERNOULLI = "bernoulli"
+    CATEGORICAL = "categorical"
     GAUSSIAN = "gaussian"
     UNIT_GAUSSIAN = "unit_gaussian"
+    LAPLACE = "laplace"
+    LAPLACE_SCALE = "laplace_scale"
+
+
+class LossName(StrEnum):
+    """What a block learns from. `divergence` is KL(rho || alpha) alone, and collapses: it is there to show that."""
+
+    EVIDENCE = "evidence"
+    DISCRIMINATIVE = "discriminative"
+    DIVERGENCE = "divergence"
+
+
+class PosteriorName(StrEnum):
+    """Whether the gradient also flows through rho_k."""
+
+    COUPLED = "coupled"
+    DETACHED = "detached"
 
 
 class ReadoutName(StrEnum):
@@ -64,12 +82,13 @@ class TwinName(StrEnum):
 
 
 class MixingSchedule(StrEnum):
-    """Shape of the mixing parameter m over epochs."""
+    """Shape of the mixing parameter m over epochs. `auto`: each block raises its own while its agreement grows."""
 
     CONSTANT = "constant"
     LINEAR = "linear"
     COSINE = "cosine"
     STEP = "step"
+    AUTO = "auto"
 
 
 class OptimizerName(StrEnum):
@@ -186,10 +205,12 @@ class LatentConfig:
     """Width of the hidden layer of readout `hidden`, 1 to 65536."""
     readout_grid: int = 3
     """Images are averaged to a grid of this many cells a side before the readout, 1 to 32."""
+    group_size: int = 4
+    """Units of one variable of family `categorical`, 2 to 65536; divides `units`."""
     min_variance: float = 1e-3
-    """Floor of a learned Gaussian variance, 1e-6 to 1."""
+    """Floor of a learned variance, Gaussian or Laplace, 1e-6 to 1."""
     max_variance: float = 1e2
-    """Ceiling of a learned Gaussian variance, 1 to 1e6."""
+    """Ceiling of a learned variance, Gaussian or Laplace, 1 to 1e6."""
 
     def __post_init__(self) -> None:
         rules = Rules()
@@ -198,6 +219,9 @@ class LatentConfig:
         rules.member("readout", self.readout, ReadoutName)
         rules.whole("readout_units", self.readout_units, 1, 65536)
         rules.whole("readout_grid", self.readout_grid, 1, 32)
+        rules.whole("group_size", self.group_size, 2, 65536)
+        if self.family is FamilyName.CATEGORICAL and not rules.violations and self.units % self.group_size:
+            rules.fail("group_size", f"must divide latent.units = {self.units}, got {self.group_size}")
         rules.within("min_variance", self.min_variance, 1e-6, 1.0)
         rules.within("max_variance", self.max_variance, 1.0, 1e6)
         rules.done()
@@ -220,6 +244,21 @@ class BackwardConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """The local loss L_k of every block (method, section 4)."""
+
+    name: LossName = LossName.EVIDENCE
+    posterior: PosteriorName = PosteriorName.COUPLED
+    """For `evidence`, the two agree at m = 1."""
+
+    def __post_init__(self) -> None:
+        rules = Rules()
+        rules.member("name", self.name, LossName)
+        rules.member("posterior", self.posterior, PosteriorName)
+        rules.done()
+
+
+@dataclass(frozen=True)
 class MixingConfig:
     """The mixing parameter m of rho_k = EF(a_k + m b_k), over epochs."""
 
@@ -229,7 +268,8 @@ class MixingConfig:
     end: float = 1.0
     """m after the ramp, 0 to 2; ignored when constant."""
     ramp_epochs: int = 1
-    """Epochs from `start` to `end` (`step`: epochs before the jump), 1 to 100000; ignored when constant."""
+    """Epochs from `start` to `end` (`step`: epochs before the jump; `auto`: epochs of growth that it takes), 1 to
+    100000; ignored when constant."""
 
     def __post_init__(self) -> None:
         rules = Rules()
@@ -299,6 +339,7 @@ class TrainingConfig:
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     backward: BackwardConfig = field(default_factory=BackwardConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     mixing: MixingConfig = field(default_factory=MixingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)

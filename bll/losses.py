@@ -1,8 +1,8 @@
-"""The evidence loss: what a block learns from, with targets normalised over the classes.
+"""What a block learns from, and the exit that follows from it. Targets are always normalised over the classes.
 
-Shapes: B batch, C classes, P natural parameters per unit, D units.
-alpha_k(z) has natural parameters `alpha_BPD`. The backward message of class y is
-log beta_k(z; y) = <b_k(y), T(z)> + d_k(y): `beta_CPD` and `offset_C`.
+Shapes: B batch, C classes, P parameters per unit, D units.
+alpha_k(z) has parameters `alpha_BPD`. The backward message of class y is
+log beta_k(z; y) = <b_k(y), T(z)> + d_k(y): a class table (`beta_CPD`, `offset_C`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bll.families import Family, kl_divergence, product
+from bll.config import LossConfig, LossName, PosteriorName
+from bll.families import Family
+from bll.twins import ClassTable
 
 
 class LocalLoss(NamedTuple):
@@ -21,34 +23,55 @@ class LocalLoss(NamedTuple):
     loss_B: Tensor
     """L_k(m), in nats."""
     log_probs_BC: Tensor
-    """log p_k(y|x), the exit's prediction: always that of m = 1."""
+    """log p_k(y|x), the exit's prediction, whatever the mixing."""
 
 
-def evidence_logits(family: Family, alpha_BPD: Tensor, beta_CPD: Tensor, offset_C: Tensor) -> Tensor:
-    """log of the evidence E_alpha[beta_k(z; y)], shape (B, C): A(a + b_y) - A(a) + d_y, summed over units."""
-    joint_BCD = family.log_partition(product(alpha_BPD.unsqueeze(1), beta_CPD))
-    alone_B1D = family.log_partition(alpha_BPD).unsqueeze(1)
+class Objective:
+    """A local loss L_k = KL(rho_k || alpha_k) - E_rho[log p_k(y | .)] and its exit p_k(y|x)."""
+
+    def __init__(self, family: Family, config: LossConfig) -> None:
+        self.family = family
+        self.config = config
+
+    def exit_log_probs(self, alpha_BPD: Tensor, table: ClassTable) -> Tensor:
+        """log p_k(y|x), shape (B, C): a softmax over the classes' evidence, or of the expected message under alpha."""
+        if self.config.name is LossName.DISCRIMINATIVE:
+            return self._plug_in(alpha_BPD, table)
+        return torch.log_softmax(evidence_logits(self.family, alpha_BPD, table), dim=-1)
+
+    def loss(self, alpha_BPD: Tensor, table: ClassTable, targets_B: Tensor, mixing: float) -> LocalLoss:
+        """L_k(m) of each row, with gradients to alpha and table (method, section 4)."""
+        log_probs_BC = self.exit_log_probs(alpha_BPD, table)
+        if self.config.name is LossName.EVIDENCE and mixing == 1.0:
+            # The exact posterior closes the bound: L_k(1) is the exit's negative log-likelihood, coupled or detached.
+            return LocalLoss(-_of_targets(log_probs_BC, targets_B), log_probs_BC)
+        family = self.family
+        beta_BPD = table.beta_CPD[targets_B]
+        rho_BPD = family.posterior(alpha_BPD, beta_BPD, mixing)
+        if self.config.posterior is PosteriorName.DETACHED:
+            rho_BPD = rho_BPD.detach()
+        kl_B = family.kl(rho_BPD, alpha_BPD).sum(-1)
+        match self.config.name:
+            case LossName.EVIDENCE:
+                normaliser_B = evidence_logits(family, alpha_BPD, table).logsumexp(-1)
+                expected_B = family.expected_log_message(rho_BPD, beta_BPD).sum(-1) + table.offset_C[targets_B]
+                return LocalLoss(kl_B - expected_B + normaliser_B, log_probs_BC)
+            case LossName.DISCRIMINATIVE:
+                return LocalLoss(kl_B - _of_targets(self._plug_in(rho_BPD, table), targets_B), log_probs_BC)
+            case LossName.DIVERGENCE:
+                return LocalLoss(kl_B, log_probs_BC)
+
+    def _plug_in(self, eta_BPD: Tensor, table: ClassTable) -> Tensor:
+        """log softmax_y(E[log beta(z; y)] + d_y) under eta, shape (B, C)."""
+        expected_BC = self.family.expected_log_message(eta_BPD.unsqueeze(1), table.beta_CPD).sum(-1)
+        return torch.log_softmax(expected_BC + table.offset_C, dim=-1)
+
+
+def evidence_logits(family: Family, alpha_BPD: Tensor, table: ClassTable) -> Tensor:
+    """log of the evidence E_alpha[beta_k(z; y)], shape (B, C): A(a + b_y) - A(a) + d_y in exponential families."""
     # Differences unit by unit before the sum: both terms are large where A is, and their difference is small.
-    return (joint_BCD - alone_B1D).sum(-1) + offset_C
+    return family.log_evidence(alpha_BPD.unsqueeze(1), table.beta_CPD).sum(-1) + table.offset_C
 
 
-def exit_log_probs(family: Family, alpha_BPD: Tensor, beta_CPD: Tensor, offset_C: Tensor) -> Tensor:
-    """log p_k(y|x), shape (B, C): the evidence normalised over the classes."""
-    return torch.log_softmax(evidence_logits(family, alpha_BPD, beta_CPD, offset_C), dim=-1)
-
-
-def evidence_loss(
-    family: Family, alpha_BPD: Tensor, beta_CPD: Tensor, offset_C: Tensor, targets_B: Tensor, mixing: float
-) -> LocalLoss:
-    """L_k(m) = KL(rho_m || alpha) - <b_y, mu(a + m b_y)> - d_y + logsumexp_y' logit_y'  (method, section 4).
-
-    At m = 1 this is the exit's negative log-likelihood exactly, and is computed so.
-    At other m it is larger by KL(rho_m || rho_1).
-    """
-    log_probs_BC = exit_log_probs(family, alpha_BPD, beta_CPD, offset_C)
-    nll_B = -log_probs_BC.gather(1, targets_B.unsqueeze(1)).squeeze(1)
-    beta_BPD = beta_CPD[targets_B]
-    if mixing == 1.0:
-        return LocalLoss(nll_B, log_probs_BC)
-    rho_BPD, exact_BPD = product(alpha_BPD, beta_BPD, mixing), product(alpha_BPD, beta_BPD)
-    return LocalLoss(nll_B + kl_divergence(family, rho_BPD, exact_BPD).sum(-1), log_probs_BC)
+def _of_targets(values_BC: Tensor, targets_B: Tensor) -> Tensor:
+    return values_BC.gather(1, targets_B.unsqueeze(1)).squeeze(1)

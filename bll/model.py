@@ -18,6 +18,7 @@ from bll.data import Dataset
 from bll.errors import CheckpointError, DataError
 from bll.events import Evaluation
 from bll.exits import EvaluationMeter
+from bll.losses import Objective
 from bll.manifest import Manifest
 from bll.plan import Plan
 from bll.readouts import Readout
@@ -30,11 +31,13 @@ _BATCH = 512
 class Network(nn.Module):
     """All forward blocks in a row, with an exit at each boundary. The backward network is folded into its tables."""
 
-    def __init__(self, layers: list[nn.Sequential], readouts: list[Readout], tables: list[ClassTable]) -> None:
+    def __init__(
+        self, objective: Objective, layers: list[nn.Sequential], readouts: list[Readout], tables: list[ClassTable]
+    ) -> None:
         super().__init__()
+        self.objective = objective
         self.blocks = nn.ModuleList(layers)
         self.readouts = nn.ModuleList(readouts)
-        self.family = readouts[0].family
         for index, (beta_CPD, offset_C) in enumerate(tables):
             self.register_buffer(f"beta{index}", beta_CPD)
             self.register_buffer(f"offset{index}", offset_C)
@@ -52,7 +55,7 @@ class Network(nn.Module):
         for layers, readout in zip(self.blocks, self.readouts, strict=True):
             hidden = layers(hidden)
             alphas.append(readout(hidden))
-        return predict(self.family, alphas, self.tables())
+        return predict(self.objective, alphas, self.tables())
 
 
 class TrainedModel:
@@ -81,7 +84,8 @@ class TrainedModel:
             layers.append(block.layers)
             readouts.append(block.readout)
             tables.append(ClassTable(tensors["table.beta_CPD"], tensors["table.offset_C"]))
-        return cls(plan, Network(layers, readouts, tables), root)
+        objective = Objective(readouts[0].family, plan.config.loss)
+        return cls(plan, Network(objective, layers, readouts, tables), root)
 
     @torch.no_grad()
     def predict(self, inputs: np.ndarray) -> dict[str, np.ndarray]:

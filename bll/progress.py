@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from bll.errors import Diverged
 from bll.events import BlockProgress
-from bll.families import Family, kl_divergence, product
-from bll.losses import LocalLoss
+from bll.losses import LocalLoss, Objective
 from bll.plan import Plan
 from bll.twins import ClassTable
 from bll.uncertainty import marginal_posterior
@@ -53,7 +52,7 @@ class ProgressMeter:
         return in_epoch == 0 or in_epoch % self.interval == 0
 
     def report(
-        self, step: int, family: Family, alpha_BPD: Tensor, table: ClassTable, targets_B: Tensor, mixing: float
+        self, step: int, objective: Objective, alpha_BPD: Tensor, table: ClassTable, targets_B: Tensor, mixing: float
     ) -> BlockProgress:
         """The statistics since the last report, with those of the messages of the last step. Then starts afresh.
 
@@ -61,9 +60,10 @@ class ProgressMeter:
         """
         self.check_finite(step)
         with torch.no_grad():
-            beta_BPD = table.beta_CPD[targets_B]
-            kl_B = kl_divergence(family, product(alpha_BPD, beta_BPD, mixing), alpha_BPD).sum(-1)
-            posterior = marginal_posterior(family, alpha_BPD, table)
+            family = objective.family
+            rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B], mixing)
+            kl_B = family.kl(rho_BPD, alpha_BPD).sum(-1)
+            posterior = marginal_posterior(objective, alpha_BPD, table)
             forward_BX = (alpha_BPD - alpha_BPD.mean(0)).flatten(1)
             backward_BX = (table.beta_CPD - table.beta_CPD.mean(0))[targets_B].flatten(1)
             agreement_B = F.cosine_similarity(forward_BX, backward_BX, dim=1)

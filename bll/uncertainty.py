@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bll.families import Family, product
-from bll.losses import exit_log_probs
+from bll.losses import Objective
 from bll.twins import ClassTable
 
 
@@ -50,11 +49,12 @@ class Prediction(NamedTuple):
     """H[mixture] - mean_k H[p_k], shape (B,). The exits share a trunk: they are no independent ensemble."""
 
 
-def marginal_posterior(family: Family, alpha_BPD: Tensor, table: ClassTable) -> MarginalPosterior:
+def marginal_posterior(objective: Objective, alpha_BPD: Tensor, table: ClassTable) -> MarginalPosterior:
     """The posterior of z_k without its target, at m = 1, under the exit's own p_k(y|x)."""
-    log_probs_BC = exit_log_probs(family, alpha_BPD, *table)
+    family = objective.family
+    log_probs_BC = objective.exit_log_probs(alpha_BPD, table)
     weights_BC1 = log_probs_BC.exp().unsqueeze(-1)
-    rho_BCPD = product(alpha_BPD.unsqueeze(1), table.beta_CPD)
+    rho_BCPD = family.posterior(alpha_BPD.unsqueeze(1), table.beta_CPD)
     mean_BCD = family.mean(rho_BCPD)
     within_BD = (weights_BC1 * family.variance(rho_BCPD)).sum(1)
     centre_B1D = (weights_BC1 * mean_BCD).sum(1, keepdim=True)
@@ -62,9 +62,9 @@ def marginal_posterior(family: Family, alpha_BPD: Tensor, table: ClassTable) -> 
     return MarginalPosterior(within_BD + between_BD, between_BD, log_probs_BC)
 
 
-def predict(family: Family, alphas: list[Tensor], tables: list[ClassTable]) -> Prediction:
+def predict(objective: Objective, alphas: list[Tensor], tables: list[ClassTable]) -> Prediction:
     """The prediction from each block's alpha_k, of shape (B, P, D), and class table."""
-    posteriors = [marginal_posterior(family, alpha, table) for alpha, table in zip(alphas, tables, strict=True)]
+    posteriors = [marginal_posterior(objective, alpha, table) for alpha, table in zip(alphas, tables, strict=True)]
     log_exits_BNC = torch.stack([posterior.log_probs_BC for posterior in posteriors], dim=1)
     exits_BNC = log_exits_BNC.exp()
     mixture_BC = exits_BNC.mean(1)
@@ -75,7 +75,7 @@ def predict(family: Family, alphas: list[Tensor], tables: list[ClassTable]) -> P
         exit_probabilities=exits_BNC,
         posterior_variance=torch.stack([posterior.variance_BD.mean(-1) for posterior in posteriors], dim=1),
         posterior_variance_between=torch.stack([posterior.between_BD.mean(-1) for posterior in posteriors], dim=1),
-        forward_variance=torch.stack([family.variance(alpha).mean(-1) for alpha in alphas], dim=1),
+        forward_variance=torch.stack([objective.family.variance(alpha).mean(-1) for alpha in alphas], dim=1),
         output_variance=1 - mixture_BC.square().sum(-1),
         entropy=entropy_B,
         exit_disagreement=entropy_B - _entropy(exits_BNC).mean(-1),

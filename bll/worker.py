@@ -26,14 +26,13 @@ from bll.data import Dataset
 from bll.errors import CheckpointError
 from bll.events import BlockProgress, Evaluation
 from bll.exits import EvaluationMeter
-from bll.losses import evidence_loss, exit_log_probs
+from bll.losses import Objective
 from bll.messages import Channel, Kind, Packet
-from bll.mixing import mixing_at
+from bll.mixing import Mixing
 from bll.optimizers import BlockOptimizer
 from bll.plan import Plan
 from bll.progress import ProgressMeter
 from bll.seeding import derive
-from bll.twins import ClassTable
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,8 @@ class BlockWorker:
         self.links = links
         self.is_first = index == 0
         self.block = build_block(run.plan, index, data.statistics(dataset.train) if self.is_first else None)
-        self.family = self.block.readout.family
+        self.objective = Objective(self.block.readout.family, self.config.loss)
+        self.mixing = Mixing(self.config.mixing)
         self.optimizer = BlockOptimizer(self.block, self.config.optimizer, run.plan.total_steps)
         self.dataset = dataset
         self.train_targets = torch.from_numpy(dataset.train.targets)
@@ -146,22 +146,25 @@ class BlockWorker:
         targets_B = self.train_targets[rows]
         hidden = self._training_inputs(step, rows) if self.is_first else self._take(Kind.TRAIN, step)[0]
         right = self._right_table(step)
-        block, family = self.block, self.family
+        block = self.block
         block.train()
         block.seed_dropout(derive(config.seed, "dropout", self.index, step))
         hidden = block.layers(hidden)
         if self.links.outbox:  # before any backward pass: the next block need not wait for it
             self.links.outbox.send(Packet(Kind.TRAIN, epoch, step, (hidden.detach(),)))
         alpha_BPD = block.readout(hidden)
-        beta_CPD, offset_C = block.twin(right)
-        mixing = mixing_at(config.mixing, epoch)
-        local = evidence_loss(family, alpha_BPD, beta_CPD, offset_C, targets_B, mixing)
+        table = block.twin(right)
+        mixing = self.mixing.at(epoch)
+        local = self.objective.loss(alpha_BPD, table, targets_B, mixing)
         self.progress.add(local, targets_B)
         if self.progress.is_due(step + 1):
-            table = ClassTable(beta_CPD.detach(), offset_C.detach())
-            self.links.emit(self.progress.report(step + 1, family, alpha_BPD.detach(), table, targets_B, mixing))
+            report = self.progress.report(step + 1, self.objective, alpha_BPD, table, targets_B, mixing)
+            self.mixing.observe(report.agreement)
+            self.links.emit(report)
         torch.autograd.backward(local.loss_B.mean())
         self.optimizer.step(step)
+        if (step + 1) % self.plan.steps_per_epoch == 0:
+            self.mixing.end_epoch()
         self._publish_table(step + 1)
 
     def _training_inputs(self, step: int, rows: Tensor) -> Tensor:
@@ -194,7 +197,7 @@ class BlockWorker:
         self.block.eval()
         hidden = self.block.layers(hidden)
         table = self.block.twin(self._right_table(step))
-        exit_BC = exit_log_probs(self.family, self.block.readout(hidden), *table)
+        exit_BC = self.objective.exit_log_probs(self.block.readout(hidden), table)
         exits_KBC = torch.cat((*exits, exit_BC.unsqueeze(0)))
         self.progress.restart_clock()
         epoch = step // self.plan.steps_per_epoch - 1
@@ -282,7 +285,7 @@ class BlockWorker:
             table = self.block.twin(self._right_table(step))
         tensors = {f"block.{name}": tensor for name, tensor in self.block.state_dict().items()}
         tensors |= {f"table.{name}": tensor.clone() for name, tensor in table._asdict().items()}
-        tensors |= self.optimizer.state()
+        tensors |= self.optimizer.state() | {"mixing": self.mixing.state()}
         if self.sent_tables:
             tensors["sent_tables"] = torch.stack(tuple(self.sent_tables))
         digest = checkpoint.save_block(self.run.run_dir, step, self.index, tensors)
@@ -294,6 +297,7 @@ class BlockWorker:
         try:
             self.block.load_state_dict(checkpoint.below("block.", tensors))
             self.optimizer.restore(tensors)
+            self.mixing.restore(tensors["mixing"])
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(f"checkpoint of step {step} does not fit block {self.index}: {error}") from error
         if "sent_tables" in tensors:

@@ -40,6 +40,14 @@ SPECS: dict[str, dict[str, Any]] = {
         "backward": {"twin": "chain", "delay_steps": 1000},
         "optimizer": {"name": "sgd", "learning_rate": 0.05, "warmup_steps": 5},
     },
+    "auto_mixing_laplace": {
+        "network": {"architecture": "mlp", "widths": [12, 12]},
+        "blocks": {"num_blocks": 2},
+        "latent": {"family": "laplace", "units": 6},
+        "loss": {"posterior": "detached"},
+        "mixing": {"schedule": "auto", "start": 0.1, "end": 1.0, "ramp_epochs": 2},
+        "epochs": 4,
+    },
     "one_block": {"network": {"architecture": "mlp", "widths": [16]}, "blocks": {"num_blocks": 1}},
     "two_threads_a_block": {
         "network": {"widths": [4, 8]},

@@ -39,10 +39,13 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("latent.readout", "deep"),
     ("latent.readout_units", 65537),
     ("latent.readout_grid", 0),
+    ("latent.group_size", 1),
     ("latent.min_variance", 0.0),
     ("latent.max_variance", float("inf")),
     ("backward.twin", "triplet"),
     ("backward.delay_steps", 0),
+    ("loss.name", "hinge"),
+    ("loss.posterior", "loose"),
     ("mixing.schedule", "quadratic"),
     ("mixing.start", -0.1),
     ("mixing.end", 2.1),
@@ -98,6 +101,11 @@ def test_a_field_out_of_range_is_named_with_its_value(path: str, value: Any) -> 
 
 def test_every_field_has_a_rule_that_is_tested() -> None:
     assert {path.split("[")[0] for path, _ in OUT_OF_RANGE} == leaves()
+
+
+def test_groups_must_divide_the_units() -> None:
+    with pytest.raises(InvalidConfig, match=r"latent\.group_size: must divide latent\.units = 64, got 5"):
+        from_dict(TrainingConfig, {"latent": {"family": "categorical", "group_size": 5}})
 
 
 def test_a_huge_value_is_cut_short_in_the_message() -> None:

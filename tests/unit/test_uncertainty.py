@@ -9,12 +9,20 @@ import pytest
 import torch
 from scipy import stats
 
-from bll.families import Bernoulli, Family, Gaussian, UnitGaussian
-from bll.losses import exit_log_probs
+from bll.config import LossConfig, LossName
+from bll.families import Bernoulli, Categorical, Family, Gaussian, Laplace, LaplaceScale, UnitGaussian
+from bll.losses import Objective
 from bll.twins import ClassTable
 from bll.uncertainty import marginal_posterior, predict
 
-FAMILIES: list[Family] = [Bernoulli(), Gaussian(1e-3, 1e2), UnitGaussian()]
+FAMILIES: list[Family] = [
+    Bernoulli(),
+    Categorical(2),
+    Gaussian(1e-3, 1e2),
+    UnitGaussian(),
+    Laplace(1e-3, 1e2),
+    LaplaceScale(1e-3, 1e2),
+]
 
 
 def draw(family: Family, rows: int, classes: int, units: int, seed: int) -> tuple[torch.Tensor, ClassTable]:
@@ -27,7 +35,7 @@ def draw(family: Family, rows: int, classes: int, units: int, seed: int) -> tupl
 
 def test_bernoulli_posterior_variance_is_that_of_the_enumerated_mixture() -> None:
     alpha_BPD, table = draw(Bernoulli(), 3, 4, 2, 0)
-    found = marginal_posterior(Bernoulli(), alpha_BPD, table)
+    found = marginal_posterior(Objective(Bernoulli(), LossConfig()), alpha_BPD, table)
     for b in range(3):
         p_C = found.log_probs_BC[b].exp()
         joint = torch.zeros(2, 2, dtype=torch.float64)  # p(z_0, z_1)
@@ -42,7 +50,7 @@ def test_bernoulli_posterior_variance_is_that_of_the_enumerated_mixture() -> Non
 def test_gaussian_posterior_variance_is_that_of_the_mixture_of_gaussians() -> None:
     family = Gaussian(1e-3, 1e2)
     alpha_BPD, table = draw(family, 1, 3, 1, 4)
-    found = marginal_posterior(family, alpha_BPD, table)
+    found = marginal_posterior(Objective(family, LossConfig()), alpha_BPD, table)
     p_C = found.log_probs_BC[0].exp()
     eta = alpha_BPD + table.beta_CPD
     parts = [stats.norm(float(m), float(v) ** 0.5) for m, v in zip(family.mean(eta), family.variance(eta), strict=True)]
@@ -53,11 +61,13 @@ def test_gaussian_posterior_variance_is_that_of_the_mixture_of_gaussians() -> No
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: type(f).__name__)
-def test_every_field_of_a_prediction_follows_from_its_exits(family: Family) -> None:
+@pytest.mark.parametrize("loss", [LossName.EVIDENCE, LossName.DISCRIMINATIVE])
+def test_every_field_of_a_prediction_follows_from_its_exits(family: Family, loss: LossName) -> None:
+    objective = Objective(family, LossConfig(loss))
     drawn = [draw(family, 5, 3, 4, seed) for seed in range(3)]
     alphas, tables = [a for a, _ in drawn], [t for _, t in drawn]
-    found = predict(family, alphas, tables)
-    exits_BNC = torch.stack([exit_log_probs(family, a, *t) for a, t in drawn], 1).exp()
+    found = predict(objective, alphas, tables)
+    exits_BNC = torch.stack([objective.exit_log_probs(a, t) for a, t in drawn], 1).exp()
     torch.testing.assert_close(found.exit_probabilities, exits_BNC)
     torch.testing.assert_close(found.probabilities, exits_BNC.mean(1))
     product_BC = exits_BNC.prod(1)
@@ -75,7 +85,7 @@ def test_every_field_of_a_prediction_follows_from_its_exits(family: Family) -> N
 def test_a_certain_prediction_has_no_entropy_and_no_nan() -> None:
     alpha = torch.full((1, 1, 1), 10.0)
     table = ClassTable(torch.zeros(2, 1, 1), torch.tensor([0.0, -1e4]))
-    found = predict(Bernoulli(), [alpha], [table])
+    found = predict(Objective(Bernoulli(), LossConfig()), [alpha], [table])
     assert found.entropy.item() == 0.0
     assert found.output_variance.item() == 0.0
     assert all(torch.isfinite(field).all() for field in found)

@@ -135,15 +135,27 @@ class _FamilyNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FamilyName
     FAMILY_NAME_GAUSSIAN: _FamilyName.ValueType  # 2
     """GAUSSIAN learns its variance."""
     FAMILY_NAME_UNIT_GAUSSIAN: _FamilyName.ValueType  # 3
+    FAMILY_NAME_CATEGORICAL: _FamilyName.ValueType  # 4
+    """CATEGORICAL has groups of one-hot units."""
+    FAMILY_NAME_LAPLACE: _FamilyName.ValueType  # 5
+    """LAPLACE learns location and scale."""
+    FAMILY_NAME_LAPLACE_SCALE: _FamilyName.ValueType  # 6
+    """LAPLACE_SCALE learns the scale, around 0."""
 
 class FamilyName(_FamilyName, metaclass=_FamilyNameEnumTypeWrapper):
-    """FamilyName is the exponential family of the latents. Absence means BERNOULLI."""
+    """FamilyName is the family of the latents. Absence means BERNOULLI."""
 
 FAMILY_NAME_UNSPECIFIED: FamilyName.ValueType  # 0
 FAMILY_NAME_BERNOULLI: FamilyName.ValueType  # 1
 FAMILY_NAME_GAUSSIAN: FamilyName.ValueType  # 2
 """GAUSSIAN learns its variance."""
 FAMILY_NAME_UNIT_GAUSSIAN: FamilyName.ValueType  # 3
+FAMILY_NAME_CATEGORICAL: FamilyName.ValueType  # 4
+"""CATEGORICAL has groups of one-hot units."""
+FAMILY_NAME_LAPLACE: FamilyName.ValueType  # 5
+"""LAPLACE learns location and scale."""
+FAMILY_NAME_LAPLACE_SCALE: FamilyName.ValueType  # 6
+"""LAPLACE_SCALE learns the scale, around 0."""
 Global___FamilyName: _TypeAlias = FamilyName  # noqa: Y015
 
 class _ReadoutName:
@@ -199,6 +211,8 @@ class _MixingScheduleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mixing
     MIXING_SCHEDULE_LINEAR: _MixingSchedule.ValueType  # 2
     MIXING_SCHEDULE_COSINE: _MixingSchedule.ValueType  # 3
     MIXING_SCHEDULE_STEP: _MixingSchedule.ValueType  # 4
+    MIXING_SCHEDULE_AUTO: _MixingSchedule.ValueType  # 5
+    """AUTO lets each block raise its own m while its agreement grows."""
 
 class MixingSchedule(_MixingSchedule, metaclass=_MixingScheduleEnumTypeWrapper):
     """MixingSchedule is the shape of m over epochs. Absence means CONSTANT."""
@@ -208,7 +222,49 @@ MIXING_SCHEDULE_CONSTANT: MixingSchedule.ValueType  # 1
 MIXING_SCHEDULE_LINEAR: MixingSchedule.ValueType  # 2
 MIXING_SCHEDULE_COSINE: MixingSchedule.ValueType  # 3
 MIXING_SCHEDULE_STEP: MixingSchedule.ValueType  # 4
+MIXING_SCHEDULE_AUTO: MixingSchedule.ValueType  # 5
+"""AUTO lets each block raise its own m while its agreement grows."""
 Global___MixingSchedule: _TypeAlias = MixingSchedule  # noqa: Y015
+
+class _LossName:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LossNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossName.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOSS_NAME_UNSPECIFIED: _LossName.ValueType  # 0
+    LOSS_NAME_EVIDENCE: _LossName.ValueType  # 1
+    LOSS_NAME_DISCRIMINATIVE: _LossName.ValueType  # 2
+    LOSS_NAME_DIVERGENCE: _LossName.ValueType  # 3
+    """DIVERGENCE is KL(rho || alpha) alone; it collapses, and is there to show that."""
+
+class LossName(_LossName, metaclass=_LossNameEnumTypeWrapper):
+    """LossName is what a block learns from. Absence means EVIDENCE."""
+
+LOSS_NAME_UNSPECIFIED: LossName.ValueType  # 0
+LOSS_NAME_EVIDENCE: LossName.ValueType  # 1
+LOSS_NAME_DISCRIMINATIVE: LossName.ValueType  # 2
+LOSS_NAME_DIVERGENCE: LossName.ValueType  # 3
+"""DIVERGENCE is KL(rho || alpha) alone; it collapses, and is there to show that."""
+Global___LossName: _TypeAlias = LossName  # noqa: Y015
+
+class _PosteriorName:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PosteriorNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PosteriorName.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POSTERIOR_NAME_UNSPECIFIED: _PosteriorName.ValueType  # 0
+    POSTERIOR_NAME_COUPLED: _PosteriorName.ValueType  # 1
+    POSTERIOR_NAME_DETACHED: _PosteriorName.ValueType  # 2
+
+class PosteriorName(_PosteriorName, metaclass=_PosteriorNameEnumTypeWrapper):
+    """PosteriorName says whether the gradient also flows through rho. Absence means COUPLED."""
+
+POSTERIOR_NAME_UNSPECIFIED: PosteriorName.ValueType  # 0
+POSTERIOR_NAME_COUPLED: PosteriorName.ValueType  # 1
+POSTERIOR_NAME_DETACHED: PosteriorName.ValueType  # 2
+Global___PosteriorName: _TypeAlias = PosteriorName  # noqa: Y015
 
 class _OptimizerName:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -516,6 +572,7 @@ class JobSpec(_message.Message):
     EPOCHS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """model_id names the model that the result is published under, `[a-z][a-z0-9-]{0,62}`; absence means the job's id."""
     rule: Global___Rule.ValueType
@@ -538,6 +595,8 @@ class JobSpec(_message.Message):
     def optimizer(self) -> Global___OptimizerSpec: ...
     @_builtins.property
     def executor(self) -> Global___ExecutorSpec: ...
+    @_builtins.property
+    def loss(self) -> Global___LossSpec: ...
     def __init__(
         self,
         *,
@@ -554,10 +613,11 @@ class JobSpec(_message.Message):
         epochs: _builtins.int | None = ...,
         batch_size: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
+        loss: Global___LossSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_seed", b"_seed", "backward", b"backward", "batch_size", b"batch_size", "blocks", b"blocks", "data", b"data", "epochs", b"epochs", "executor", b"executor", "latent", b"latent", "mixing", b"mixing", "network", b"network", "optimizer", b"optimizer", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_seed", b"_seed", "backward", b"backward", "batch_size", b"batch_size", "blocks", b"blocks", "data", b"data", "epochs", b"epochs", "executor", b"executor", "latent", b"latent", "loss", b"loss", "mixing", b"mixing", "network", b"network", "optimizer", b"optimizer", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_seed", b"_seed", "backward", b"backward", "batch_size", b"batch_size", "blocks", b"blocks", "data", b"data", "epochs", b"epochs", "executor", b"executor", "latent", b"latent", "mixing", b"mixing", "model_id", b"model_id", "network", b"network", "optimizer", b"optimizer", "rule", b"rule", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_seed", b"_seed", "backward", b"backward", "batch_size", b"batch_size", "blocks", b"blocks", "data", b"data", "epochs", b"epochs", "executor", b"executor", "latent", b"latent", "loss", b"loss", "mixing", b"mixing", "model_id", b"model_id", "network", b"network", "optimizer", b"optimizer", "rule", b"rule", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -719,6 +779,7 @@ class LatentSpec(_message.Message):
     READOUT_GRID_FIELD_NUMBER: _builtins.int
     MIN_VARIANCE_FIELD_NUMBER: _builtins.int
     MAX_VARIANCE_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
     family: Global___FamilyName.ValueType
     units: _builtins.int
     readout: Global___ReadoutName.ValueType
@@ -726,6 +787,8 @@ class LatentSpec(_message.Message):
     readout_grid: _builtins.int
     min_variance: _builtins.float
     max_variance: _builtins.float
+    group_size: _builtins.int
+    """group_size is the number of units of one variable of family CATEGORICAL."""
     def __init__(
         self,
         *,
@@ -736,11 +799,14 @@ class LatentSpec(_message.Message):
         readout_grid: _builtins.int | None = ...,
         min_variance: _builtins.float | None = ...,
         max_variance: _builtins.float | None = ...,
+        group_size: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_variance", b"_max_variance", "_min_variance", b"_min_variance", "_readout_grid", b"_readout_grid", "_readout_units", b"_readout_units", "_units", b"_units", "max_variance", b"max_variance", "min_variance", b"min_variance", "readout_grid", b"readout_grid", "readout_units", b"readout_units", "units", b"units"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_max_variance", b"_max_variance", "_min_variance", b"_min_variance", "_readout_grid", b"_readout_grid", "_readout_units", b"_readout_units", "_units", b"_units", "group_size", b"group_size", "max_variance", b"max_variance", "min_variance", b"min_variance", "readout_grid", b"readout_grid", "readout_units", b"readout_units", "units", b"units"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_variance", b"_max_variance", "_min_variance", b"_min_variance", "_readout_grid", b"_readout_grid", "_readout_units", b"_readout_units", "_units", b"_units", "family", b"family", "max_variance", b"max_variance", "min_variance", b"min_variance", "readout", b"readout", "readout_grid", b"readout_grid", "readout_units", b"readout_units", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_max_variance", b"_max_variance", "_min_variance", b"_min_variance", "_readout_grid", b"_readout_grid", "_readout_units", b"_readout_units", "_units", b"_units", "family", b"family", "group_size", b"group_size", "max_variance", b"max_variance", "min_variance", b"min_variance", "readout", b"readout", "readout_grid", b"readout_grid", "readout_units", b"readout_units", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
+    _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015
     _WhichOneofReturnType__max_variance: _TypeAlias = _typing.Literal["max_variance"]  # noqa: Y015
     _WhichOneofArgType__max_variance: _TypeAlias = _typing.Literal["_max_variance", b"_max_variance"]  # noqa: Y015
     _WhichOneofReturnType__min_variance: _TypeAlias = _typing.Literal["min_variance"]  # noqa: Y015
@@ -751,6 +817,8 @@ class LatentSpec(_message.Message):
     _WhichOneofArgType__readout_units: _TypeAlias = _typing.Literal["_readout_units", b"_readout_units"]  # noqa: Y015
     _WhichOneofReturnType__units: _TypeAlias = _typing.Literal["units"]  # noqa: Y015
     _WhichOneofArgType__units: _TypeAlias = _typing.Literal["_units", b"_units"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_size) -> _WhichOneofReturnType__group_size | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_variance) -> _WhichOneofReturnType__max_variance | None: ...
     @_typing.overload
@@ -789,6 +857,30 @@ class BackwardSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__delay_steps) -> _WhichOneofReturnType__delay_steps | None: ...
 
 Global___BackwardSpec: _TypeAlias = BackwardSpec  # noqa: Y015
+
+@_typing.final
+class LossSpec(_message.Message):
+    """LossSpec is the local loss of every block."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    POSTERIOR_FIELD_NUMBER: _builtins.int
+    name: Global___LossName.ValueType
+    posterior: Global___PosteriorName.ValueType
+    def __init__(
+        self,
+        *,
+        name: Global___LossName.ValueType = ...,
+        posterior: Global___PosteriorName.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "posterior", b"posterior"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LossSpec: _TypeAlias = LossSpec  # noqa: Y015
 
 @_typing.final
 class MixingSpec(_message.Message):

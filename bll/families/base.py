@@ -1,0 +1,90 @@
+"""Families of densities over a latent's units, and what the method asks of them.
+
+Shapes: B batch (or classes: any leading dimensions), P parameters per unit, D units, F factors (units, or groups of
+units that are one variable). Parameters are `eta_BPD`; results `_BF` are per factor, `_BD` per unit.
+A backward message is log beta(z) = <b, T(z)> up to a constant, given in the same coordinates: for exponential
+families h(z) exp(<eta, T(z)> - A(eta)) the product of density and message is the sum of their parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Family(ABC):
+    """One family. Implementations hold no parameters and no state."""
+
+    num_parameters: int
+    """P, parameters per unit."""
+
+    @abstractmethod
+    def natural(self, raw_BPD: Tensor) -> Tensor:
+        """Parameters of a proper density from any real numbers (a readout's output)."""
+
+    @abstractmethod
+    def message(self, raw_BPD: Tensor) -> Tensor:
+        """Parameters of a backward message from any real numbers: its product with a density is proper, any m >= 0."""
+
+    @abstractmethod
+    def log_evidence(self, alpha_BPD: Tensor, beta_BPD: Tensor) -> Tensor:
+        """log E_alpha[beta(z)], shape (B, F), in nats."""
+
+    @abstractmethod
+    def posterior(self, alpha_BPD: Tensor, beta_BPD: Tensor, mixing: float = 1.0) -> Tensor:
+        """Parameters of rho ∝ alpha * beta^m, or of its projection on the family, shape as broadcast."""
+
+    @abstractmethod
+    def kl(self, rho_BPD: Tensor, alpha_BPD: Tensor) -> Tensor:
+        """KL(rho || alpha), shape (B, F), in nats."""
+
+    @abstractmethod
+    def expected_log_message(self, rho_BPD: Tensor, beta_BPD: Tensor) -> Tensor:
+        """E_rho[log beta(z)] up to the message's constant, shape (B, F), in nats."""
+
+    @abstractmethod
+    def mean(self, eta_BPD: Tensor) -> Tensor:
+        """E[z], shape (B, D)."""
+
+    @abstractmethod
+    def variance(self, eta_BPD: Tensor) -> Tensor:
+        """Var[z], shape (B, D)."""
+
+
+class ExponentialFamily(Family):
+    """h(z) exp(<eta, T(z)> - A(eta)): everything follows from A and its gradient."""
+
+    @abstractmethod
+    def log_partition(self, eta_BPD: Tensor) -> Tensor:
+        """A(eta), shape (B, F), in nats."""
+
+    @abstractmethod
+    def mean_parameters(self, eta_BPD: Tensor) -> Tensor:
+        """mu(eta) = grad A(eta) = E[T(z)], shape (B, P, D)."""
+
+    def log_evidence(self, alpha_BPD: Tensor, beta_BPD: Tensor) -> Tensor:
+        return self.log_partition(alpha_BPD + beta_BPD) - self.log_partition(alpha_BPD)
+
+    def posterior(self, alpha_BPD: Tensor, beta_BPD: Tensor, mixing: float = 1.0) -> Tensor:
+        return alpha_BPD + mixing * beta_BPD
+
+    def kl(self, rho_BPD: Tensor, alpha_BPD: Tensor) -> Tensor:
+        """<r - a, mu(r)> - A(r) + A(a)."""
+        inner_BF = self.expected_log_message(rho_BPD, rho_BPD - alpha_BPD)
+        return inner_BF - self.log_partition(rho_BPD) + self.log_partition(alpha_BPD)
+
+    def expected_log_message(self, rho_BPD: Tensor, beta_BPD: Tensor) -> Tensor:
+        return (beta_BPD * self.mean_parameters(rho_BPD)).sum(-2)
+
+
+def bounded(raw: Tensor, low: float, high: float) -> Tensor:
+    """A number between `low` and `high`, near 1 at raw = 0.
+
+    A softplus, kept above `low` by addition and below `high` by a smooth minimum, so that its gradient never dies.
+    """
+    value = F.softplus(raw + math.log(math.e - 1))
+    span = high - low
+    return low + span * value / (span + value)
