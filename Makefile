@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: demo test check protos venv
+.PHONY: demo test check protos bench-demo-network venv
 .DEFAULT_GOAL := test
 
 demo: venv
@@ -29,6 +29,9 @@ check: venv
 
 protos: venv
 	$(bin)/python proto/generate.py
+
+bench-demo-network: venv
+	$(bin)/python -m benchmarks.method.demo_network
 
 venv: $(installed)
 
