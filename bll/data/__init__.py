@@ -1,6 +1,6 @@
 """Named data sets and users' files, split by a seed, in one form. Importing this loads numpy and nothing heavier.
 
-fashion-mnist, mnist   published idx files: found on the machine, else downloaded    published.py
+fashion-mnist, mnist   published idx files: found on the machine, else downloaded    mnist.py
 digits                 comes with scikit-learn                                       digits.py
 npz                    a user's own arrays                                           npz.py
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bll.config import DataConfig
-from bll.data import digits, npz, published
+from bll.data import digits, mnist, npz
 from bll.data.batches import as_float, epoch_order, statistics
 from bll.data.dataset import Content, DataInfo, Dataset, Split, check_augmentation, split, split_rows
 from bll.errors import InvalidConfig, Violation
@@ -32,7 +32,7 @@ __all__ = [
     "statistics",
 ]
 
-_PUBLISHED = {source.name: source for source in (published.FASHION_MNIST, published.MNIST)}
+_PUBLISHED = {source.name: source for source in (mnist.FASHION_MNIST, mnist.MNIST)}
 
 NAMES = (*_PUBLISHED, "digits", "npz")
 """What `DataConfig.name` may be."""
@@ -54,32 +54,24 @@ def describe(config: DataConfig, seed: int, root: Path | None = None) -> DataInf
     Never downloads, and does not decode the published sets: their files are checked by digest. A user's file is
     read in full, so that what is wrong with it is known before a job waits for it.
     """
-    if config.name in _PUBLISHED:
-        source = _PUBLISHED[config.name]
-        summary = published.summary(source, root)
-        images, _, test_images, _ = summary.shapes
-        rows, test_rows, input_shape = images[0], test_images[0], (1, *images[1:])
-        class_names, digest = source.class_names, summary.digest
-    else:
-        content = _content(config, seed, root)
-        rows, test_rows, input_shape = len(content.train), len(content.test), content.train.inputs.shape[1:]
-        class_names, digest = content.class_names, content.digest
-    train_rows, validation_rows = split_rows(config, rows)
-    check_augmentation(config, input_shape)
+    published = _PUBLISHED.get(config.name)
+    summary = published.summary(root) if published else _content(config, seed, root).summary()
+    train_rows, validation_rows = split_rows(config, summary.rows)
+    check_augmentation(config, summary.input_shape)
     return DataInfo(
-        input_shape=input_shape,
-        class_names=class_names,
+        input_shape=summary.input_shape,
+        class_names=summary.class_names,
         train_rows=train_rows,
         validation_rows=validation_rows,
-        test_rows=test_rows,
-        digest=digest,
-        is_image=len(input_shape) == 3,
+        test_rows=summary.test_rows,
+        digest=summary.digest,
+        is_image=len(summary.input_shape) == 3,
     )
 
 
 def _content(config: DataConfig, seed: int, root: Path | None) -> Content:
-    if config.name in _PUBLISHED:
-        return published.read(_PUBLISHED[config.name], root)
+    if published := _PUBLISHED.get(config.name):
+        return published.read(root)
     if config.name == "digits":
         return digits.read(seed)
     if config.name == "npz":

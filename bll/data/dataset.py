@@ -15,7 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bll.config import Augmentation, DataConfig
-from bll.errors import InvalidConfig, Violation
+from bll.errors import DataError, InvalidConfig, Violation
+
+MAX_CLASSES = 65_536
+MAX_NAME_LENGTH = 100
+"""Characters of a class name."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,17 @@ class DataInfo:
 
 
 @dataclass(frozen=True)
+class Summary:
+    """What is known of a data set as it is stored, without its rows."""
+
+    input_shape: tuple[int, ...]
+    rows: int
+    test_rows: int
+    class_names: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
 class Content:
     """A data set as it is stored: before validation rows are set aside."""
 
@@ -70,6 +85,10 @@ class Content:
     test: Split
     class_names: tuple[str, ...]
     digest: str
+
+    def summary(self) -> Summary:
+        shape = self.train.inputs.shape[1:]
+        return Summary(shape, len(self.train), len(self.test), self.class_names, self.digest)
 
 
 class Draw(IntEnum):
@@ -134,6 +153,16 @@ def check_augmentation(config: DataConfig, input_shape: tuple[int, ...]) -> None
 def take(rows: Split, indices: NDArray[np.int64]) -> Split:
     """The rows at `indices`, copied."""
     return Split(rows.inputs[indices], rows.targets[indices])
+
+
+def class_name(name: str, what: str) -> str:
+    """`name`, if it can be a class's name. Raises DataError, in the name of `what`."""
+    if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise DataError(
+            f"{what}: a class name must have 1 to {MAX_NAME_LENGTH} printable characters, "
+            f"got {name[:MAX_NAME_LENGTH]!r}"
+        )
+    return name
 
 
 def content_digest(arrays: Mapping[str, Split], class_names: Sequence[str]) -> str:

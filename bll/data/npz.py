@@ -18,15 +18,12 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from bll.data.dataset import Content, Split, content_digest
+from bll.data.dataset import MAX_CLASSES, MAX_NAME_LENGTH, Content, Split, class_name, content_digest
 from bll.data.streams import read_exactly
 from bll.errors import DataError
 
 MAX_BYTES = 4 << 30
 """All arrays together, as their headers declare them: a zip bomb stops here."""
-MAX_CLASSES = 65_536
-MAX_NAME_LENGTH = 100
-"""Characters of a class name."""
 
 _KEYS = ({"x", "y"}, {"x_train", "y_train"}, {"x_train", "y_train", "x_test", "y_test"})
 
@@ -154,7 +151,7 @@ def _classes(labels: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[
     """Class of each row, and the names of the classes."""
     if labels.dtype.kind == "U":
         names, codes = np.unique(labels, return_inverse=True)
-        class_names = tuple(_name(name, what) for name in _strings(names, what))
+        class_names = tuple(class_name(name, what) for name in _strings(names, what))
         targets = codes.astype(np.int64)
     else:
         low, high = int(labels.min()), int(labels.max())
@@ -186,15 +183,6 @@ def _strings(names: NDArray[Any], what: str) -> list[str]:
         return [str(name) for name in names.tolist()]
     except (ValueError, SystemError) as error:  # code points beyond Unicode
         raise DataError(f"{what}: must hold Unicode text: {error}") from error
-
-
-def _name(name: str, what: str) -> str:
-    if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
-        raise DataError(
-            f"{what}: a class name must have 1 to {MAX_NAME_LENGTH} printable characters, "
-            f"got {name[:MAX_NAME_LENGTH]!r}"
-        )
-    return name
 
 
 def _split(inputs: NDArray[np.uint8] | NDArray[np.float32], targets: NDArray[np.int64], what: str) -> Split:

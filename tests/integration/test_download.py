@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bll.data import published
+from bll.data import mnist
 from bll.data.download import Limits, fetch
 from bll.errors import DataError
 
@@ -237,21 +237,21 @@ def test_a_set_that_is_nowhere_is_downloaded_into_the_root(
     monkeypatch.delenv("BLL_DATASETS_DIR", raising=False)
     monkeypatch.delenv("BLL_OFFLINE", raising=False)
     files = []
-    for file, shape in zip(published.MNIST.files, [(12, 3, 3), (12,), (5, 3, 3), (5,)], strict=True):
+    for file, shape in zip(mnist.MNIST.files, [(12, 3, 3), (12,), (5, 3, 3), (5,)], strict=True):
         unpacked = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + bytes(int(np.prod(shape)))
         packed = gzip.compress(unpacked, mtime=0)
         digests = (hashlib.sha256(unpacked).hexdigest(), hashlib.sha256(packed).hexdigest())
-        files.append(published.File(file.name, shape, *digests, len(packed)))
+        files.append(mnist.File(file.name, shape, *digests, len(packed)))
         mirror.files[f"/set/{file.name}.gz"] = packed
         mirror.serve(f"/set/{file.name}.gz", "good")
     one, two, three, four = files
-    source = replace(published.MNIST, name="tiny", files=(one, two, three, four), mirrors=(f"{mirror.url}/set/",))
+    source = replace(mnist.MNIST, name="tiny", files=(one, two, three, four), mirrors=(f"{mirror.url}/set/",))
 
-    described = published.summary(source, tmp_path / "root")
+    described = source.summary(tmp_path / "root")
     assert mirror.ranges == []
-    content = published.read(source, tmp_path / "root")
+    content = source.read(tmp_path / "root")
     assert content.train.inputs.shape == (12, 1, 3, 3)
     assert content.digest == described.digest
     assert leftovers(tmp_path / "root" / "tiny" / "x") == sorted(f"{file.name}.gz" for file in source.files)
-    published.read(source, tmp_path / "root")
+    source.read(tmp_path / "root")
     assert len(mirror.ranges) == 4

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bll.config import DataConfig
-from bll.data import describe, load, published
+from bll.data import describe, load, mnist
 from bll.errors import DataError
 
 
@@ -24,7 +24,7 @@ CONTENTS = [
     encoded(np.arange(math.prod(shape), dtype=np.uint8).reshape(shape) % 10) for shape in [(20, 2, 2), (20,), (4, 2, 2)]
 ]
 CONTENTS.append(encoded(np.arange(4, dtype=np.uint8)))
-NAMES = [file.name for file in published.MNIST.files]
+NAMES = [file.name for file in mnist.MNIST.files]
 
 
 def sha256(content: bytes) -> str:
@@ -32,16 +32,16 @@ def sha256(content: bytes) -> str:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> published.Published:
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mnist.IdxSet:
     """A published set of 20 and 4 images of 2 x 2, in a world without network, cache or system directory."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BLL_OFFLINE", "1")
     monkeypatch.delenv("BLL_DATASETS_DIR", raising=False)
     files = [
-        published.File(name, tuple(struct.unpack(f">{c[3]}I", c[4 : 4 + 4 * c[3]])), sha256(c), sha256(pack(c)), 0)
+        mnist.File(name, tuple(struct.unpack(f">{c[3]}I", c[4 : 4 + 4 * c[3]])), sha256(c), sha256(pack(c)), 0)
         for name, c in zip(NAMES, CONTENTS, strict=True)
     ]
-    return replace(published.MNIST, name="tiny", files=(files[0], files[1], files[2], files[3]))
+    return replace(mnist.MNIST, name="tiny", files=(files[0], files[1], files[2], files[3]))
 
 
 def pack(content: bytes, level: int = 9) -> bytes:
@@ -55,19 +55,19 @@ def write(directory: Path, suffix: str = ".gz", level: int = 9, contents: list[b
     return directory
 
 
-def test_the_digest_does_not_depend_on_the_packing(tiny: published.Published, tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_packing(tiny: mnist.IdxSet, tmp_path: Path) -> None:
     roots = {"as published": (".gz", 9), "packed again": (".gz", 1), "unpacked": ("", 0)}
     for name, (suffix, level) in roots.items():
         write(tmp_path / name / "tiny", suffix, level)
-    digests = {published.read(tiny, tmp_path / name).digest for name in roots}
-    summaries = {published.summary(tiny, tmp_path / name).digest for name in roots}
+    digests = {tiny.read(tmp_path / name).digest for name in roots}
+    summaries = {tiny.summary(tmp_path / name).digest for name in roots}
     assert len(digests) == 1
     assert summaries == digests
 
 
-def test_rows_are_one_channel_images_and_int64_classes(tiny: published.Published, tmp_path: Path) -> None:
+def test_rows_are_one_channel_images_and_int64_classes(tiny: mnist.IdxSet, tmp_path: Path) -> None:
     write(tmp_path / "tiny")
-    content = published.read(tiny, tmp_path)
+    content = tiny.read(tmp_path)
     assert content.train.inputs.shape == (20, 1, 2, 2)
     assert content.train.inputs.dtype == np.uint8
     assert content.test.targets.tolist() == [0, 1, 2, 3]
@@ -75,52 +75,52 @@ def test_rows_are_one_channel_images_and_int64_classes(tiny: published.Published
 
 
 def test_root_comes_before_the_environment_before_the_cache_before_the_system(
-    tiny: published.Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: mnist.IdxSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = write(tmp_path / "system", "")
     source = replace(tiny, system_directory=system)
     monkeypatch.setenv("BLL_DATASETS_DIR", str(tmp_path / "env"))
     places = [tmp_path / "home/.cache/bll/tiny", tmp_path / "env/tiny", tmp_path / "root/tiny"]
     for label, place in enumerate(places, start=1):
-        before = published.read(source, tmp_path / "root").train.targets[0]
+        before = source.read(tmp_path / "root").train.targets[0]
         assert before == label - 1
         changed = [*CONTENTS]
         changed[1] = encoded(np.full(20, label, np.uint8))
         write(place, "", contents=changed)
-        assert published.read(source, tmp_path / "root").train.targets[0] == label
+        assert source.read(tmp_path / "root").train.targets[0] == label
 
 
-def test_a_directory_that_lacks_a_file_is_passed_over(tiny: published.Published, tmp_path: Path) -> None:
+def test_a_directory_that_lacks_a_file_is_passed_over(tiny: mnist.IdxSet, tmp_path: Path) -> None:
     (write(tmp_path / "tiny") / f"{NAMES[3]}.gz").unlink()
     with pytest.raises(DataError, match="not found on this machine"):
-        published.read(tiny, tmp_path)
+        tiny.read(tmp_path)
 
 
-def test_a_damaged_archive_names_file_and_digests(tiny: published.Published, tmp_path: Path) -> None:
+def test_a_damaged_archive_names_file_and_digests(tiny: mnist.IdxSet, tmp_path: Path) -> None:
     damaged = [*CONTENTS]
     damaged[2] = damaged[2][:-1] + b"\x07"
     path = write(tmp_path / "tiny", contents=damaged) / f"{NAMES[2]}.gz"
-    for ask in (published.read, published.summary):
+    for ask in (tiny.read, tiny.summary):
         with pytest.raises(DataError) as caught:
-            ask(tiny, tmp_path)
+            ask(tmp_path)
         assert str(path) in str(caught.value)
         assert sha256(CONTENTS[2]) in str(caught.value)
         assert sha256(damaged[2]) in str(caught.value)
 
 
-def test_a_truncated_archive_is_refused(tiny: published.Published, tmp_path: Path) -> None:
+def test_a_truncated_archive_is_refused(tiny: mnist.IdxSet, tmp_path: Path) -> None:
     path = write(tmp_path / "tiny") / f"{NAMES[0]}.gz"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match=f"{NAMES[0]}.gz: cannot be read: .*ended before"):
-        published.summary(tiny, tmp_path)
+        tiny.summary(tmp_path)
 
 
-def test_unpacked_files_of_the_users_own_are_taken_and_told_apart(tiny: published.Published, tmp_path: Path) -> None:
+def test_unpacked_files_of_the_users_own_are_taken_and_told_apart(tiny: mnist.IdxSet, tmp_path: Path) -> None:
     write(tmp_path / "a" / "tiny", "")
     own = [*CONTENTS]
     own[1] = encoded(np.zeros(20, np.uint8))
     write(tmp_path / "b" / "tiny", "", contents=own)
-    assert published.read(tiny, tmp_path / "a").digest != published.read(tiny, tmp_path / "b").digest
+    assert tiny.read(tmp_path / "a").digest != tiny.read(tmp_path / "b").digest
 
 
 @pytest.mark.parametrize(
@@ -133,35 +133,33 @@ def test_unpacked_files_of_the_users_own_are_taken_and_told_apart(tiny: publishe
     ],
 )
 def test_unpacked_files_that_do_not_fit_are_refused(
-    tiny: published.Published, tmp_path: Path, index: int, values: np.ndarray, rule: str
+    tiny: mnist.IdxSet, tmp_path: Path, index: int, values: np.ndarray, rule: str
 ) -> None:
     own = [*CONTENTS]
     own[index] = encoded(values)
     path = write(tmp_path / "tiny", "", contents=own) / NAMES[index]
     with pytest.raises(DataError, match=f"{path}: {rule}"):
-        published.read(tiny, tmp_path)
+        tiny.read(tmp_path)
 
 
-def test_offline_says_how_to_get_the_files(
-    tmp_path: Path, tiny: published.Published, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = replace(published.FASHION_MNIST, system_directory=None)
+def test_offline_says_how_to_get_the_files(tmp_path: Path, tiny: mnist.IdxSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = replace(mnist.FASHION_MNIST, system_directory=None)
     monkeypatch.setenv("BLL_OFFLINE", "1")
-    for ask in (published.read, published.summary):
+    for ask in (source.read, source.summary):
         with pytest.raises(DataError) as caught:
-            ask(source, tmp_path)
+            ask(tmp_path)
         for part in ("BLL_OFFLINE", "dataset-fashion-mnist", f"{NAMES[0]}.gz", str(tmp_path / "fashion-mnist")):
             assert part in str(caught.value)
 
 
 def test_what_is_still_to_be_downloaded_is_described_without_the_network(
-    tiny: published.Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: mnist.IdxSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BLL_OFFLINE", "0")
-    expected = published.summary(tiny, tmp_path)
+    expected = tiny.summary(tmp_path)
     write(tmp_path / "tiny")
-    assert published.summary(tiny, tmp_path) == expected
-    assert published.read(tiny, tmp_path).digest == expected.digest
+    assert tiny.summary(tmp_path) == expected
+    assert tiny.read(tmp_path).digest == expected.digest
 
 
 needs_fashion_mnist = pytest.mark.skipif(
