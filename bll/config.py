@@ -119,7 +119,7 @@ class DataConfig:
     """What is learned from."""
 
     name: str = "fashion-mnist"
-    """`fashion-mnist`, `mnist`, `digits`, or `npz` (then `path` names the file)."""
+    """`fashion-mnist`, `mnist`, `cifar-10`, `digits`, or `npz` (then `path` names the file)."""
     path: str = ""
     """The user's `.npz` file; only with name `npz`."""
     train_rows: int = 0

@@ -1,6 +1,7 @@
 """Named data sets and users' files, split by a seed, in one form. Importing this loads numpy and nothing heavier.
 
 fashion-mnist, mnist   published idx files: found on the machine, else downloaded    mnist.py
+cifar-10               the published archive: found on the machine, else downloaded  cifar.py
 digits                 comes with scikit-learn                                       digits.py
 npz                    a user's own arrays                                           npz.py
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bll.config import DataConfig
-from bll.data import digits, mnist, npz
+from bll.data import cifar, digits, mnist, npz
 from bll.data.batches import as_float, epoch_order, statistics
 from bll.data.dataset import Content, DataInfo, Dataset, Split, check_augmentation, split, split_rows
 from bll.errors import InvalidConfig, Violation
@@ -32,7 +33,11 @@ __all__ = [
     "statistics",
 ]
 
-_PUBLISHED = {source.name: source for source in (mnist.FASHION_MNIST, mnist.MNIST)}
+_PUBLISHED: dict[str, mnist.IdxSet | cifar.BinarySet] = {
+    mnist.FASHION_MNIST.name: mnist.FASHION_MNIST,
+    mnist.MNIST.name: mnist.MNIST,
+    cifar.CIFAR_10.name: cifar.CIFAR_10,
+}
 
 NAMES = (*_PUBLISHED, "digits", "npz")
 """What `DataConfig.name` may be."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import struct
+import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -14,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bll.data import mnist
+from bll.data import cifar, mnist
 from bll.data.download import Limits, fetch
+from bll.data.published import Download
 from bll.errors import DataError
 
 CONTENT = bytes(range(256)) * 1024
@@ -255,3 +258,36 @@ def test_a_set_that_is_nowhere_is_downloaded_into_the_root(
     assert leftovers(tmp_path / "root" / "tiny" / "x") == sorted(f"{file.name}.gz" for file in source.files)
     source.read(tmp_path / "root")
     assert len(mirror.ranges) == 4
+
+
+def test_an_archive_that_is_nowhere_is_downloaded_gone_on_from_and_read_in_place(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("BLL_DATASETS_DIR", raising=False)
+    monkeypatch.delenv("BLL_OFFLINE", raising=False)
+    files: list[cifar.File] = []
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for file in cifar.CIFAR_10.files:
+            records = np.random.default_rng(len(files)).integers(10, size=2 * cifar.RECORD_BYTES, dtype=np.uint8)
+            files.append(cifar.File(file.name, 2, hashlib.md5(records.tobytes()).hexdigest()))
+            info = tarfile.TarInfo(f"{cifar.FOLDER}/{file.name}")
+            info.size = records.size
+            archive.addfile(info, io.BytesIO(records.tobytes()))
+    packed = stream.getvalue()
+    known = Download("tiny.tar.gz", hashlib.sha256(packed).hexdigest(), len(packed))
+    mirror.files["/set/tiny.tar.gz"] = packed
+    mirror.serve("/set/tiny.tar.gz", "good")
+    source = replace(cifar.CIFAR_10, name="tiny", archive=known, files=tuple(files), mirrors=(f"{mirror.url}/set/",))
+    part = tmp_path / "root" / "tiny" / "tiny.tar.gz.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(packed[:1000])
+
+    described = source.summary(tmp_path / "root")
+    assert mirror.ranges == []
+    content = source.read(tmp_path / "root")
+    assert mirror.ranges == ["bytes=1000-"]
+    assert content.summary() == described
+    assert content.train.inputs.shape == (10, 3, 32, 32)
+    assert leftovers(part) == ["tiny.tar.gz"]

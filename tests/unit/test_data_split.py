@@ -54,7 +54,10 @@ def test_fewer_training_rows_leave_validation_as_it_was() -> None:
     [
         (DataConfig(name="digits", train_rows=1299), "data.train_rows: must be at most 1298 .*, got 1299"),
         (DataConfig(name="digits", validation_rows=1442), "data.validation_rows: must leave .* 1442 .*, got 1442"),
-        (DataConfig(name="imagenet"), "data.name: must be one of fashion-mnist, mnist, digits, npz, got 'imagenet'"),
+        (
+            DataConfig(name="imagenet"),
+            "data.name: must be one of fashion-mnist, mnist, cifar-10, digits, npz, got 'imagenet'",
+        ),
     ],
 )
 def test_what_the_config_asks_wrongly_is_named_by_its_field(config: DataConfig, rule: str) -> None:

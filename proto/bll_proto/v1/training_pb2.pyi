@@ -646,7 +646,7 @@ class DataSpec(_message.Message):
     VALIDATION_ROWS_FIELD_NUMBER: _builtins.int
     AUGMENTATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is `fashion-mnist`, `mnist`, `digits`, or `npz`. Absence means `fashion-mnist`."""
+    """name is `fashion-mnist`, `mnist`, `cifar-10`, `digits`, or `npz`. Absence means `fashion-mnist`."""
     path: _builtins.str
     """path is a file in the server's data set folder, without any directory; goes with name `npz`."""
     train_rows: _builtins.int
