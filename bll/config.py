@@ -119,9 +119,9 @@ class DataConfig:
     """What is learned from."""
 
     name: str = "fashion-mnist"
-    """`fashion-mnist`, `mnist`, `cifar-10`, `digits`, or `npz` (then `path` names the file)."""
+    """`fashion-mnist`, `mnist`, `cifar-10`, `digits`, or a user's own: `npz` or `images` (then `path` names it)."""
     path: str = ""
-    """The user's `.npz` file; only with name `npz`."""
+    """The user's `.npz` file, or folder with a folder of images for each class; with names `npz` and `images` only."""
     train_rows: int = 0
     """Use only the first rows of the seeded training split; 0 = all."""
     validation_rows: int = 0
@@ -132,9 +132,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         rules = Rules()
         rules.text("name", self.name)
-        if (self.name == "npz") != bool(self.path):
+        if (self.name in ("npz", "images")) != bool(self.path):
             received = f"{shown(self.path)} with {shown(self.name)}"
-            rules.fail("path", f"goes with name 'npz' and with no other, got {received}")
+            rules.fail("path", f"goes with names 'npz' and 'images' and with no other, got {received}")
         elif self.path:
             rules.text("path", self.path)
         rules.whole("train_rows", self.train_rows, 0, 10**9)

@@ -4,6 +4,7 @@ fashion-mnist, mnist   published idx files: found on the machine, else downloade
 cifar-10               the published archive: found on the machine, else downloaded  cifar.py
 digits                 comes with scikit-learn                                       digits.py
 npz                    a user's own arrays                                           npz.py
+images                 a user's own folder of PNG and JPEG files                     images.py
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bll.config import DataConfig
-from bll.data import cifar, digits, mnist, npz
+from bll.data import cifar, digits, images, mnist, npz
 from bll.data.batches import as_float, epoch_order, statistics
 from bll.data.dataset import Content, DataInfo, Dataset, Split, check_augmentation, split, split_rows
 from bll.errors import InvalidConfig, Violation
@@ -39,16 +40,16 @@ _PUBLISHED: dict[str, mnist.IdxSet | cifar.BinarySet] = {
     cifar.CIFAR_10.name: cifar.CIFAR_10,
 }
 
-NAMES = (*_PUBLISHED, "digits", "npz")
+NAMES = (*_PUBLISHED, "digits", "npz", "images")
 """What `DataConfig.name` may be."""
 
 
 def load(config: DataConfig, seed: int, root: Path | None = None) -> Dataset:
     """The data set, split by `seed`.
 
-    `root` is searched first for named sets and is where they are downloaded to; a user's `.npz` must then lie in
-    it, and `config.path` be its plain file name. Raises InvalidConfig for what the config asks wrongly (fields
-    `data.*`), DataError for data that is missing, damaged or does not fit.
+    `root` is searched first for named sets and is where they are downloaded to; a user's `.npz` or folder of images
+    must then lie in it, and `config.path` be its plain name. Raises InvalidConfig for what the config asks wrongly
+    (fields `data.*`), DataError for data that is missing, damaged or does not fit.
     """
     return split(_content(config, seed, root), config, seed)
 
@@ -56,8 +57,8 @@ def load(config: DataConfig, seed: int, root: Path | None = None) -> Dataset:
 def describe(config: DataConfig, seed: int, root: Path | None = None) -> DataInfo:
     """What `load` would return, digest included. Raises what `load` raises, as far as it can be known.
 
-    Never downloads, and does not decode the published sets: their files are checked by digest. A user's file is
-    read in full, so that what is wrong with it is known before a job waits for it.
+    Never downloads, and does not decode the published sets: their files are checked by digest. A user's file
+    or folder is read in full, so that what is wrong with it is known before a job waits for it.
     """
     published = _PUBLISHED.get(config.name)
     summary = published.summary(root) if published else _content(config, seed, root).summary()
@@ -80,14 +81,16 @@ def _content(config: DataConfig, seed: int, root: Path | None) -> Content:
     if config.name == "digits":
         return digits.read(seed)
     if config.name == "npz":
-        return npz.read(_npz_path(config.path, root), config.path)
+        return npz.read(_user_path(config.path, "file", root), config.path)
+    if config.name == "images":
+        return images.read(_user_path(config.path, "folder", root), config.path)
     raise InvalidConfig([Violation("data.name", f"must be one of {', '.join(NAMES)}, got {config.name!r}")])
 
 
-def _npz_path(path: str, root: Path | None) -> Path:
+def _user_path(path: str, kind: str, root: Path | None) -> Path:
     """Where `path` is; with a root, never outside it, whoever sent the path."""
     if "\0" in path or (root and (path in (".", "..") or "/" in path or "\\" in path)):
-        raise InvalidConfig([Violation("data.path", f"must be a plain file name, got {path!r}")])
+        raise InvalidConfig([Violation("data.path", f"must be a plain {kind} name, got {path!r}")])
     return root / path if root else Path(path)
 
 

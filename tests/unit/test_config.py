@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bll.config import TrainingConfig, from_dict, to_dict
+from bll.config import DataConfig, TrainingConfig, from_dict, to_dict
 from bll.errors import InvalidConfig, Violation
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [
@@ -118,6 +118,14 @@ def test_all_violations_are_told_at_once() -> None:
     with pytest.raises(InvalidConfig) as caught:
         from_dict(TrainingConfig, {"epochs": 0, "mixing": {"start": 9, "spin": 1}, "colour": "red"})
     assert {v.field for v in caught.value.violations} == {"epochs", "mixing.start", "mixing.spin", "colour"}
+
+
+@pytest.mark.parametrize("name", ["npz", "images", "digits"])
+def test_a_path_goes_with_a_users_own_data_alone(name: str) -> None:
+    own = name != "digits"
+    assert DataConfig(name, "mine" if own else "").path == ("mine" if own else "")
+    with pytest.raises(InvalidConfig, match=f"^path: goes with names 'npz' and 'images' and .*, got .* with '{name}'$"):
+        DataConfig(name, "" if own else "mine")
 
 
 def test_config_survives_json() -> None:

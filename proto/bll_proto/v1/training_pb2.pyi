@@ -646,9 +646,11 @@ class DataSpec(_message.Message):
     VALIDATION_ROWS_FIELD_NUMBER: _builtins.int
     AUGMENTATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is `fashion-mnist`, `mnist`, `cifar-10`, `digits`, or `npz`. Absence means `fashion-mnist`."""
+    """name is `fashion-mnist`, `mnist`, `cifar-10`, `digits`, `npz` or `images`. Absence means `fashion-mnist`."""
     path: _builtins.str
-    """path is a file in the server's data set folder, without any directory; goes with name `npz`."""
+    """path is a plain name in the server's data set folder: of a file with name `npz`, of a folder with name `images`,
+    which holds a folder of PNG or JPEG files for each class; absent with other names.
+    """
     train_rows: _builtins.int
     """train_rows limits the training rows; 0 or absence means all."""
     validation_rows: _builtins.int
