@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -19,8 +20,10 @@ import torch
 from bll.checkpoint import sync_directory, write_atomically
 from bll.errors import ExportError
 from bll.manifest import MODEL_FILE, Manifest, TensorInfo
-from bll.model import TrainedModel
 from bll.uncertainty import Prediction
+
+if TYPE_CHECKING:  # the model's own `export` calls this module
+    from bll.model import TrainedModel
 
 TOLERANCE = 1e-4
 """Largest absolute difference allowed between an output of the graph and of the network."""
