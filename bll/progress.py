@@ -47,9 +47,10 @@ class ProgressMeter:
         self.since = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Whether to report after `step` steps: every tenth of an epoch, and at its end."""
+        """Whether to report after `step` steps: every tenth of an epoch, the last tenth to its very end."""
         in_epoch = step % self.plan.steps_per_epoch
-        return in_epoch == 0 or in_epoch % self.interval == 0
+        remaining = self.plan.steps_per_epoch - in_epoch
+        return in_epoch == 0 or (in_epoch % self.interval == 0 and remaining >= self.interval)
 
     def report(
         self, step: int, objective: Objective, alpha_BPD: Tensor, table: ClassTable, targets_B: Tensor, mixing: float
