@@ -36,5 +36,5 @@ def test_a_loss_that_is_not_finite_is_noticed_however_many_good_ones_follow(valu
     found = meter(10)
     for loss in (1.0, value, 1.0):
         found.add(LocalLoss(torch.tensor([loss]), torch.zeros(1, 2)), torch.tensor([0]))
-    with pytest.raises(Diverged, match="block 2: the local loss is (nan|inf) at step 3"):
+    with pytest.raises(Diverged, match=r"block 2: the local loss is (nan|inf) at step 3"):
         found.check_finite(3)
