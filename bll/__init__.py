@@ -12,6 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bll.architectures.layers import KeyedDropout as KeyedDropout
+    from bll.architectures.modules import Layers as Layers
     from bll.config import BackwardConfig as BackwardConfig
     from bll.config import BlocksConfig as BlocksConfig
     from bll.config import DataConfig as DataConfig
@@ -34,7 +36,9 @@ _HOMES = {
     "BllError": "bll.errors",
     "DataConfig": "bll.config",
     "ExecutorConfig": "bll.config",
+    "KeyedDropout": "bll.architectures.layers",
     "LatentConfig": "bll.config",
+    "Layers": "bll.architectures.modules",
     "MixingConfig": "bll.config",
     "NetworkConfig": "bll.config",
     "OptimizerConfig": "bll.config",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bll.architectures import Layer, make_layers
 from bll.architectures.layers import KeyedDropout
+from bll.architectures.modules import UserPlan
 from bll.config import TwinName
 from bll.families import make_family
 from bll.plan import Plan
@@ -62,7 +63,7 @@ def build_block(plan: Plan, index: int, statistics: tuple[np.ndarray, np.ndarray
     `statistics` (mean, std) of the inputs are for the first block; absence means that a checkpoint will bring them.
     """
     config = plan.config
-    layers = make_layers(config.network, plan.input_shape)
+    layers = plan.network.layers() if isinstance(plan, UserPlan) else make_layers(config.network, plan.input_shape)
     first = plan.blocks[index].first_layer
     last = plan.blocks[index + 1].first_layer if index + 1 < plan.num_blocks else len(layers)
     modules: list[nn.Module] = []

@@ -29,7 +29,7 @@ def measure(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
         output = module.eval()(torch.empty(1, *input_shape, device="meta"))
     return Cost(
         output_shape=tuple(output.shape[1:]),
-        parameters=sum(p.numel() for p in module.parameters()),
+        parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
         flops=counter.get_total_flops(),
         activation_bytes=_activation_bytes(module, input_shape),
     )

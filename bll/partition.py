@@ -9,10 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from bll import data
 from bll.architectures import Layer, make_layers, with_widths
-from bll.config import Balance, BlocksConfig, ExecutorName, FamilyName, MixingConfig, Rule, TrainingConfig, TwinName
+from bll.architectures.modules import Layers, UserNetwork, UserPlan, user_network
+from bll.config import (
+    Balance,
+    BlocksConfig,
+    ExecutorName,
+    FamilyName,
+    MixingConfig,
+    NetworkConfig,
+    Rule,
+    TrainingConfig,
+    TwinName,
+)
 from bll.costs import Cost, measure
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
@@ -23,10 +35,17 @@ from bll.twins import make_twin
 _FLOAT_BYTES = 4
 
 
-def resolve(config: TrainingConfig, root: Path | None = None, *, auto: ExecutorName = ExecutorName.PROCESSES) -> Plan:
+def resolve(
+    config: TrainingConfig,
+    root: Path | None = None,
+    *,
+    auto: ExecutorName = ExecutorName.PROCESSES,
+    network: nn.Sequential | Layers | None = None,
+) -> Plan:
     """The plan that `config` comes to.
 
-    `root` is where data sets are looked for first, `auto` the executor meant by that name.
+    `root` is where data sets are looked for first, `auto` the executor meant by that name. `network` takes the place
+    of the one that `config.network` describes; it is copied, and runs under `sequential` and `threads` only.
 
     Raises InvalidConfig if fields do not fit each other or the data, DataError if the data cannot be read.
     """
@@ -34,7 +53,14 @@ def resolve(config: TrainingConfig, root: Path | None = None, *, auto: ExecutorN
     if config.batch_size > info.train_rows:
         rule = f"must be at most the {info.train_rows} training rows, got {config.batch_size}"
         raise InvalidConfig([Violation("batch_size", rule)])
-    layers = make_layers(config.network, info.input_shape)
+    user = None
+    if network is None:
+        config = replace(config, network=with_widths(config.network))
+        layers = make_layers(config.network, info.input_shape)
+    else:
+        user = user_network(network, info.input_shape)
+        config, auto = _with_user_network(config, user), ExecutorName.THREADS
+        layers = user.layers()
     costs = _layer_costs(layers, info.input_shape)
     if config.rule is Rule.BACKPROP:
         # One block whose loss, at m = 1, is the last exit's negative log-likelihood: nothing is detached in it.
@@ -44,7 +70,6 @@ def resolve(config: TrainingConfig, root: Path | None = None, *, auto: ExecutorN
     resolved = replace(
         config,
         data=replace(config.data, train_rows=info.train_rows, validation_rows=info.validation_rows),
-        network=with_widths(config.network),
         blocks=replace(config.blocks, cuts=cuts),
         executor=replace(
             config.executor,
@@ -57,7 +82,7 @@ def resolve(config: TrainingConfig, root: Path | None = None, *, auto: ExecutorN
         _block_plan(resolved, layers, costs, start, end, info.input_shape, len(info.class_names))
         for start, end in zip(starts, ends, strict=True)
     )
-    return Plan(
+    plan = Plan(
         config=resolved,
         blocks=blocks,
         input_shape=info.input_shape,
@@ -66,6 +91,21 @@ def resolve(config: TrainingConfig, root: Path | None = None, *, auto: ExecutorN
         dataset_digest=info.digest,
         warnings=_warnings(resolved, info.train_rows, steps_per_epoch),
     )
+    return plan if user is None else UserPlan(**vars(plan), network=user)
+
+
+def _with_user_network(config: TrainingConfig, user: UserNetwork) -> TrainingConfig:
+    """`config` that names the user's network by its digest, so that checkpoints know whose they are."""
+    described = NetworkConfig(architecture=f"module-{user.digest}")
+    if config.network not in (NetworkConfig(), described):
+        raise InvalidConfig([Violation("network", "says nothing about a network of your own: leave its fields out")])
+    if config.executor.name is ExecutorName.PROCESSES:
+        rule = (
+            "must be 'sequential' or 'threads' for a network given as a module, got 'processes': its workers build "
+            "their layers from the config; an architecture of entry point group 'bll.architectures' runs in all three"
+        )
+        raise InvalidConfig([Violation("executor.name", rule)])
+    return replace(config, network=described)
 
 
 def balanced_cuts(costs: Sequence[float], num_blocks: int) -> tuple[int, ...]:
@@ -123,9 +163,12 @@ def _layer_costs(layers: Sequence[Layer], input_shape: tuple[int, ...]) -> list[
     costs: list[Cost] = []
     shape = input_shape
     for layer in layers:
-        with torch.device("meta"):
-            module = layer.build()
-            costs.append(measure(module, shape))
+        try:
+            with torch.device("meta"):
+                costs.append(measure(layer.build().to("meta"), shape))
+        except Exception as error:  # only a layer of the user's own can
+            rule = f"{layer.name!r} cannot be measured without data, on the meta device: {error}"
+            raise InvalidConfig([Violation("network", rule)]) from error
         shape = costs[-1].output_shape
     return costs
 

@@ -11,7 +11,10 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from bll import checkpoint
+from bll.architectures.modules import Layers
 from bll.config import ExecutorConfig, ExecutorName, TrainingConfig, to_dict
 from bll.events import CheckpointSaved, Event, RunEnded
 from bll.executors import make_executor
@@ -72,14 +75,16 @@ def fit(
     run_dir: Path | None = None,
     data_root: Path | None = None,
     on_event: Callable[[Event], None] | None = None,
+    network: nn.Sequential | Layers | None = None,
 ) -> TrainedModel:
     """Train to the end and return the model.
 
     `run_dir` keeps checkpoints, and a second call with it goes on from there; without it they are temporary.
-    `data_root` is where data sets are looked for first. `on_event` sees each event as it comes.
+    `data_root` is where data sets are looked for first. `on_event` sees each event as it comes. `network` is one of
+    your own instead of `config.network`: its layers are its children; it is copied, and starts from its weights.
     Raises InvalidConfig or DataError before anything is trained, BlockFailed, Diverged or CheckpointError after.
     """
-    plan = resolve(config or TrainingConfig(), data_root, auto=ExecutorName.THREADS)
+    plan = resolve(config or TrainingConfig(), data_root, auto=ExecutorName.THREADS, network=network)
     with tempfile.TemporaryDirectory(prefix="bll-") as temporary:
         training = Training(plan, run_dir or Path(temporary), data_root)
         for event in training.events():
