@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bll.config import TrainingConfig, from_dict, to_dict
+from bll.config import TrainingConfig
 from bll.errors import ExportError, InvalidConfig
 from bll.events import Evaluation, evaluation_from_dict
+from bll.plain import from_dict, to_dict
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"

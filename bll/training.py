@@ -15,11 +15,12 @@ from torch import nn
 
 from bll import checkpoint
 from bll.architectures.modules import Layers
-from bll.config import ExecutorConfig, ExecutorName, TrainingConfig, to_dict
+from bll.config import ExecutorConfig, ExecutorName, TrainingConfig
 from bll.events import CheckpointSaved, Event, RunEnded
 from bll.executors import make_executor
 from bll.model import TrainedModel
 from bll.partition import resolve
+from bll.plain import to_dict
 from bll.plan import Plan
 from bll.worker import BlockEnded, BlockSaved, Run
 

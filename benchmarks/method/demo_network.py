@@ -14,8 +14,9 @@ from pathlib import Path
 import yaml
 
 from benchmarks.record import Row, write
-from bll.config import ExecutorName, FamilyName, Rule, TrainingConfig, from_dict
+from bll.config import ExecutorName, FamilyName, Rule, TrainingConfig
 from bll.events import Evaluation
+from bll.plain import from_dict
 from bll.training import fit
 
 SEEDS = [0, 1, 2]

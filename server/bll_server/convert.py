@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2
 
-from bll.config import TrainingConfig, from_dict
+from bll.config import TrainingConfig
 from bll.errors import InvalidConfig, Violation
 from bll.events import BlockProgress, Evaluation
+from bll.plain import from_dict
 from bll.plan import Plan
 from bll_proto.v1 import errors_pb2, training_pb2
 from bll_server.errors import DOMAIN, InvalidRequest

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bll.config import DataConfig, ExecutorName, TrainingConfig, from_dict
+from bll.config import DataConfig, ExecutorName, TrainingConfig
 from bll.errors import BllError, BlockFailed, Diverged
 from bll.events import BlockProgress, CheckpointSaved, Evaluation, Event, RunEnded
 from bll.partition import resolve
+from bll.plain import from_dict
 from bll.plan import Plan
 from bll.training import Training
 

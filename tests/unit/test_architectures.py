@@ -13,10 +13,11 @@ from torch import nn
 
 from bll.architectures import make_layers, with_widths
 from bll.architectures.efficientnet import SqueezeExcitation
-from bll.config import NetworkConfig, TrainingConfig, from_dict
+from bll.config import NetworkConfig, TrainingConfig
 from bll.costs import Cost, measure
 from bll.errors import InvalidConfig
 from bll.export import TOLERANCE, export
+from bll.plain import from_dict
 from bll.training import fit
 
 IMAGES = ("residual_cnn", "resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_small")

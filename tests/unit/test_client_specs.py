@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bll.config import TrainingConfig, to_dict
+from bll.config import TrainingConfig
+from bll.plain import to_dict
 from bll_client import InvalidSpec, JobSpec, parse_spec
 from bll_client._spec import spec_values
 from bll_client.cli.files import read_spec

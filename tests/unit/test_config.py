@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bll.config import DataConfig, TrainingConfig, from_dict, to_dict
+from bll.config import DataConfig, TrainingConfig
 from bll.errors import InvalidConfig, Violation
+from bll.plain import from_dict, to_dict
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("data.name", ""),

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bll.blocks import Block, build_block
-from bll.config import TrainingConfig, from_dict
+from bll.config import TrainingConfig
 from bll.costs import measure
 from bll.partition import resolve
+from bll.plain import from_dict
 
 
 def test_costs_of_a_dense_layer_are_those_counted_by_hand() -> None:

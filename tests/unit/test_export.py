@@ -12,9 +12,9 @@ import pytest
 
 import bll.export
 from bll import TrainedModel, TrainingConfig, fit
-from bll.config import from_dict
 from bll.errors import ExportError
 from bll.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest
+from bll.plain import from_dict
 
 pytestmark = pytest.mark.timeout(300)  # tracing the graphs takes most of it
 

@@ -14,12 +14,12 @@ from bll import DataConfig, TrainingConfig, fit
 from bll import data as datasets
 from bll.blocks import build_block
 from bll.checkpoint import below, load_block
-from bll.config import from_dict
 from bll.errors import DataError
 from bll.events import BlockProgress, Evaluation
 from bll.losses import Objective
 from bll.optimizers import learning_rate_scale
 from bll.partition import resolve
+from bll.plain import from_dict
 from bll.training import Training, _digest
 
 

@@ -17,8 +17,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bll.config import TrainingConfig, from_dict, to_dict
+from bll.config import TrainingConfig
 from bll.errors import DataError, InvalidConfig, Violation
+from bll.plain import from_dict, to_dict
 from bll.plan import Plan
 from bll_server.errors import InvalidRequest, Overloaded, ShuttingDown
 from bll_server.jobs.records import plan_from_json, plan_to_json

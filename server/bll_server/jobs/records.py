@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from bll.config import TrainingConfig, from_dict, to_dict
+from bll.config import TrainingConfig
 from bll.events import BlockProgress, CheckpointSaved, Evaluation, from_json, to_json
+from bll.plain import from_dict, to_dict
 from bll.plan import BlockPlan, Plan
 from bll_server.jobs.states import State
 
