@@ -166,6 +166,13 @@ def test_a_network_beyond_this_machine_is_refused_and_the_planner_lives(stub: St
     assert create(stub, validate_only=True).plan.blocks
 
 
+def test_a_batch_whose_activations_are_beyond_this_machine_is_refused(stub: Stub) -> None:
+    spec = small(data={"name": "fashion-mnist"}, network={"architecture": "resnet18"}, batch_size=50_000)
+    code, violations, _ = refusal(lambda: create(stub, spec))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "got 50000 rows, whose activations" in violations["job.spec.batch_size"]
+
+
 BAD_REQUESTS: dict[str, Callable[[Stub], Any]] = {
     "job.spec": lambda stub: stub.CreateJob(training_pb2.CreateJobRequest(), timeout=10),
     "job_id": lambda stub: create(stub, job_id="Not An Id"),

@@ -107,16 +107,18 @@ class Planner:
 
 
 def _check_memory(plan: Plan) -> None:
-    """Raises InvalidRequest for a network that cannot be trained here: it would take the server down with it."""
+    """Raises InvalidRequest for what cannot be trained here: it would take the server down with it."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     parameters = sum(block.parameters for block in plan.blocks)
-    needed = parameters * _BYTES_PER_PARAMETER / 2**30
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    if needed > available:
-        rule = (
-            f"must fit into the {available:.3g} GiB of memory of this machine, "
-            f"got {parameters} parameters, which take {needed:.3g} GiB to train"
-        )
-        raise InvalidRequest(Violation("job.spec.network", rule))
+    rows = plan.config.batch_size
+    activation_bytes = rows * sum(block.activation_bytes for block in plan.blocks)
+    rule = f"must fit into the {available / 2**30:.3g} GiB of memory of this machine"
+    if (needed := parameters * _BYTES_PER_PARAMETER) > available:
+        received = f"got {parameters} parameters, which take {needed / 2**30:.3g} GiB to train"
+        raise InvalidRequest(Violation("job.spec.network", f"{rule}, {received}"))
+    if (needed := needed + activation_bytes) > available:
+        received = f"got {rows} rows, whose activations bring a step to {needed / 2**30:.3g} GiB"
+        raise InvalidRequest(Violation("job.spec.batch_size", f"{rule}, {received}"))
 
 
 def _answer(line: str, datasets: Path) -> dict[str, Any]:
