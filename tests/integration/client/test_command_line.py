@@ -268,15 +268,20 @@ def test_a_missing_server_is_told_with_its_address(server: CannedServer, capfd: 
 
 def test_ctrl_c_detaches_and_says_how_to_go_on(canned: CannedServer) -> None:
     canned.hang_after = 4
+    # As in a terminal: where the tests run in the background, the shell has them and their children ignore Ctrl-C.
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {BLL[-1]}"
     with subprocess.Popen(
-        [*BLL, "jobs", "watch", "one", "--server", canned.target],
+        [*BLL[:-1], code, "jobs", "watch", "one", "--server", canned.target],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for _ in range(4):
-            assert process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        try:
+            assert process.stdout is not None
+            for _ in range(4):
+                assert process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == ExitCode.DETACHED
     # The fourth line may be out before the fourth event counts as seen.
     again = rf"bll jobs watch jobs/one --server {canned.target} --after [34]"
