@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -110,10 +111,10 @@ def _directory(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:09d}"
 
 
-def _read_manifest(directory: Path, config_digest: str) -> dict:  # type: ignore[type-arg]
+def _read_manifest(directory: Path, config_digest: str) -> dict[str, Any]:
     path = directory / _MANIFEST
     try:
-        values: dict = json.loads(path.read_text())  # type: ignore[type-arg]
+        values: dict[str, Any] = json.loads(path.read_text())
         if values["format"] != _FORMAT:
             raise CheckpointError(f"{path}: format must be {_FORMAT}, got {values['format']!r}")
         if values["config"] != config_digest:

@@ -47,7 +47,7 @@ class Training:
             return
         saved: dict[int, dict[int, str]] = defaultdict(dict)
         self._executor.launch(Run(self.plan, digest, self.run_dir, self.root, start))
-        with closing(self._executor.events()) as events:  # type: ignore[type-var]
+        with closing(self._executor.events()) as events:
             for event in events:
                 match event:
                     case BlockSaved(block, step, file_digest):

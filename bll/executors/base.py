@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -22,7 +22,7 @@ class Executor(Protocol):
         """Start the blocks. Raises DataError or CheckpointError if one cannot be built."""
         ...
 
-    def events(self) -> Iterator[WorkerEvent]:
+    def events(self) -> Generator[WorkerEvent, None, None]:
         """What the workers tell, until all have ended; closing the iterator ends them.
 
         Raises BlockFailed or Diverged once a worker has, after the others were ended.

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -75,7 +75,7 @@ class ProcessExecutor:
             self._events.append(events)
             self._lifelines.append(held)
 
-    def events(self) -> Iterator[WorkerEvent]:
+    def events(self) -> Generator[WorkerEvent, None, None]:
         running = {events: index for index, events in enumerate(self._events)}
         try:
             while running:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from bll import data
 from bll.executors.base import intra_op_threads, wire
@@ -39,7 +39,7 @@ class SequentialExecutor:
         links = wire(run.plan, lambda _slots, _size: DequeChannel(), self._events.append, lambda: self._stop)
         self._workers = [BlockWorker(run, index, dataset, link) for index, link in enumerate(links)]
 
-    def events(self) -> Iterator[WorkerEvent]:
+    def events(self) -> Generator[WorkerEvent, None, None]:
         loops = [run_block(worker) for worker in self._workers]
         with intra_op_threads(self._threads):
             for loop in reversed(loops):  # a block's first class table needs that of its right neighbour

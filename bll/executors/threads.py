@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -61,7 +61,7 @@ class ThreadExecutor:
         # Built here, one after the other: initial weights are drawn from torch's global generator.
         self._workers = [BlockWorker(run, index, dataset, link) for index, link in enumerate(links)]
 
-    def events(self) -> Iterator[WorkerEvent]:
+    def events(self) -> Generator[WorkerEvent, None, None]:
         threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"block-{worker.index}", daemon=True)
             for worker in self._workers
