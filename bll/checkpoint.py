@@ -45,6 +45,9 @@ def commit(run_dir: Path, step: int, digests: Mapping[int, str], config_digest: 
         "blocks": [digests[block] for block in sorted(digests)],
     }
     write_atomically(_directory(run_dir, step) / _MANIFEST, json.dumps(values, indent=1).encode())
+    # The new folder's own name must be on disk before the old cut goes: power may fail between the two.
+    sync_directory(run_dir / "checkpoints")
+    sync_directory(run_dir)
     for directory in (run_dir / "checkpoints").iterdir():
         if directory < _directory(run_dir, step):  # a block that runs ahead may have saved its part of a later cut
             shutil.rmtree(directory, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,12 @@ class Manifest:
     format: int = FORMAT
 
     def write(self, directory: Path) -> None:
-        """Write `manifest.json` into `directory`, which is not yet visible to readers."""
+        """Write `manifest.json` to disk, into `directory`, which is not yet visible to readers."""
         values = asdict(self) | {"config": to_dict(self.config)}
-        (directory / MANIFEST_FILE).write_text(json.dumps(values, indent=1) + "\n")
+        with (directory / MANIFEST_FILE).open("w") as file:
+            file.write(json.dumps(values, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_manifest(directory: Path, *, check_digest: bool = True) -> Manifest:
