@@ -45,6 +45,11 @@ SERVICES = (
 
 WATCH = f"/{SERVICES[0]}/WatchJob"
 
+SLOW = (f"/{SERVICES[1]}/DownloadModel", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+"""Streams that a slow reader can hold for as long as it likes: predictions must not wait for their threads."""
+
+_SLOW_THREADS = 8
+
 _LONGEST_CALL_S = 5.0
 """Calls in flight are cut off this long after the drain: a health watcher would hold the server for ever."""
 
@@ -91,7 +96,9 @@ class Server:
             # A few threads more than may watch, so that there is one to refuse with.
             watchers = ThreadPoolExecutor(settings.max_watchers + 2, thread_name_prefix="watch")
             stack.callback(watchers.shutdown, wait=False)
-            self._grpc = _grpc_server(settings, Boundary(metrics, {WATCH: watchers}))
+            slow = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="slow")
+            stack.callback(slow.shutdown, wait=False)
+            self._grpc = _grpc_server(settings, Boundary(metrics, {WATCH: watchers} | dict.fromkeys(SLOW, slow)))
             planner = Planner(data_dir / "datasets")
             stack.callback(planner.close)
             training = TrainingServicer(store, planner, self._scheduler)

@@ -90,9 +90,8 @@ class Boundary(grpc.ServerInterceptor):
         context.set_trailing_metadata((("x-request-id", request_id),))
         with bound(request_id=request_id):
             try:
-                if (
-                    not context.is_active()
-                ):  # cancelled or expired while it waited for a thread: nobody reads the answer
+                # Cancelled or expired while it waited for a thread: nobody reads the answer.
+                if not context.is_active():
                     context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
                 yield
             except Exception as error:

@@ -1,6 +1,7 @@
 """TrainingService through a real server with its real planner; jobs run a small program that waits, but for one."""
 
 import sys
+import threading
 import urllib.error
 import urllib.request
 import zipfile
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from bll_proto.v1 import training_pb2, training_pb2_grpc
@@ -286,4 +288,25 @@ def test_a_real_job_ends_with_a_published_model(tmp_path: Path) -> None:
             answer = check(health_pb2.HealthCheckRequest(service="bll.model/digits"), timeout=10)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
     finally:
+        server.stop()
+
+
+def test_streams_that_a_caller_holds_open_keep_no_other_call_waiting(tmp_path: Path) -> None:
+    server = Server(settings(tmp_path, threads=1), [sys.executable, "-c", WAIT])
+    released = threading.Event()
+
+    def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        released.wait(60)
+
+    try:
+        with grpc.insecure_channel(server.address) as channel:
+            reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+            held = [reflection.ServerReflectionInfo(requests(), timeout=30) for _ in range(3)]
+            for stream in held:
+                assert next(stream).list_services_response.service
+            assert not Stub(channel).ListJobs(training_pb2.ListJobsRequest(), timeout=10).jobs
+            released.set()
+    finally:
+        released.set()
         server.stop()
