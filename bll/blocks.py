@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bll.architectures import Layer, make_layers
 from bll.architectures.layers import KeyedDropout
 from bll.architectures.modules import UserPlan
-from bll.config import TwinName
+from bll.choices import TwinName
 from bll.families import make_family
 from bll.plan import Plan
 from bll.readouts import Readout

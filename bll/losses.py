@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bll.config import LossConfig, LossName, PosteriorName
+from bll.choices import LossName, PosteriorName
+from bll.config import LossConfig
 from bll.families import Family
 from bll.twins import ClassTable
 

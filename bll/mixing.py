@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from bll.config import MixingConfig, MixingSchedule
+from bll.choices import MixingSchedule
+from bll.config import MixingConfig
 
 
 class Mixing:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bll.blocks import Block
-from bll.config import LearningRateSchedule, OptimizerConfig, OptimizerName
+from bll.choices import LearningRateSchedule, OptimizerName
+from bll.config import OptimizerConfig
 
 
 class BlockOptimizer:

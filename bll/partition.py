@@ -14,17 +14,8 @@ from torch import nn
 from bll import data
 from bll.architectures import Layer, make_layers, with_widths
 from bll.architectures.modules import Layers, UserNetwork, UserPlan, user_network
-from bll.config import (
-    Balance,
-    BlocksConfig,
-    ExecutorName,
-    FamilyName,
-    MixingConfig,
-    NetworkConfig,
-    Rule,
-    TrainingConfig,
-    TwinName,
-)
+from bll.choices import Balance, ExecutorName, FamilyName, Rule, TwinName
+from bll.config import BlocksConfig, MixingConfig, NetworkConfig, TrainingConfig
 from bll.costs import Cost, measure
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family

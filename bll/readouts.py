@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bll.config import LatentConfig, ReadoutName
+from bll.choices import ReadoutName
+from bll.config import LatentConfig
 from bll.families import Family
 
 

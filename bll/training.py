@@ -15,7 +15,8 @@ from torch import nn
 
 from bll import checkpoint
 from bll.architectures.modules import Layers
-from bll.config import ExecutorConfig, ExecutorName, TrainingConfig
+from bll.choices import ExecutorName
+from bll.config import ExecutorConfig, TrainingConfig
 from bll.events import CheckpointSaved, Event, RunEnded
 from bll.executors import make_executor
 from bll.model import TrainedModel

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bll import checkpoint, data
 from bll.blocks import build_block
-from bll.config import Augmentation
+from bll.choices import Augmentation
 from bll.data import Dataset
 from bll.errors import CheckpointError
 from bll.events import BlockProgress, Evaluation

@@ -14,7 +14,8 @@ from pathlib import Path
 import yaml
 
 from benchmarks.record import Row, write
-from bll.config import ExecutorName, FamilyName, Rule, TrainingConfig
+from bll.choices import ExecutorName, FamilyName, Rule
+from bll.config import TrainingConfig
 from bll.events import Evaluation
 from bll.plain import from_dict
 from bll.training import fit

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H height, W width; S = 2 * MAX_SHIFT + 1 positions 
 import torch
 from torch.nn.functional import pad
 
-from bll.config import Augmentation
+from bll.choices import Augmentation
 
 MAX_SHIFT = 2
 """Pixels that an image moves at most, in each direction."""

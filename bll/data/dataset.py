@@ -14,7 +14,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from bll.config import Augmentation, DataConfig
+from bll.choices import Augmentation
+from bll.config import DataConfig
 from bll.errors import DataError, InvalidConfig, Violation
 
 MAX_CLASSES = 65_536

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bll.config import ExecutorName
+from bll.choices import ExecutorName
 from bll.executors.base import Executor
 
 

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from bll.config import TwinName
+from bll.choices import TwinName
 from bll.messages import Channel
 from bll.plan import Plan
 from bll.worker import Links, Run, WorkerEvent

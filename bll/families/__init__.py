@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bll.config import FamilyName, LatentConfig
+from bll.choices import FamilyName
+from bll.config import LatentConfig
 from bll.families.base import ExponentialFamily, Family
 from bll.families.exponential import Bernoulli, Categorical, Gaussian, LaplaceScale, UnitGaussian
 from bll.families.laplace import Laplace

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bll.config import DataConfig, ExecutorName, TrainingConfig
+from bll.choices import ExecutorName
+from bll.config import DataConfig, TrainingConfig
 from bll.errors import BllError, BlockFailed, Diverged
 from bll.events import BlockProgress, CheckpointSaved, Evaluation, Event, RunEnded
 from bll.partition import resolve

@@ -10,21 +10,18 @@ from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bll import config as config_module
+from bll import choices
+from bll.choices import FamilyName, MixingSchedule, Rule, TwinName
 from bll.config import (
     BackwardConfig,
     BlocksConfig,
     DataConfig,
     ExecutorConfig,
-    FamilyName,
     LatentConfig,
     MixingConfig,
-    MixingSchedule,
     NetworkConfig,
     OptimizerConfig,
-    Rule,
     TrainingConfig,
-    TwinName,
 )
 from bll.events import BlockProgress, CheckpointSaved, Evaluation, Scores
 from bll.plan import BlockPlan, Plan
@@ -224,7 +221,7 @@ def test_a_job_shows_what_was_asked_what_was_made_of_it_and_how_far_it_is(tmp_pa
 
 
 def test_every_enum_of_the_config_is_compared() -> None:
-    enums = [v for v in vars(config_module).values() if isinstance(v, type) and issubclass(v, StrEnum)]
+    enums = [v for v in vars(choices).values() if isinstance(v, type) and issubclass(v, StrEnum)]
     assert len([e for e in enums if e is not StrEnum]) == len(
         [e for e in training_pb2.DESCRIPTOR.enum_types_by_name if e != "JobState"]
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bll.config import Augmentation
+from bll.choices import Augmentation
 from bll.data import augment
 from bll.data.augmentation import MAX_SHIFT
 

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bll.config import Augmentation, DataConfig
+from bll.choices import Augmentation
+from bll.config import DataConfig
 from bll.data import describe, load, npz
 from bll.errors import DataError, InvalidConfig
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bll.config import Augmentation, DataConfig
+from bll.choices import Augmentation
+from bll.config import DataConfig
 from bll.data import describe, load
 from bll.data.dataset import Content, Draw, Split, permutation, split, split_rows
 from bll.errors import InvalidConfig

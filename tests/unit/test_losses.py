@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bll.config import LossConfig, LossName, PosteriorName
+from bll.choices import LossName, PosteriorName
+from bll.config import LossConfig
 from bll.families import Bernoulli, Categorical, Family, Gaussian, Laplace, LaplaceScale, UnitGaussian
 from bll.losses import Objective, evidence_logits
 from bll.twins import ClassTable

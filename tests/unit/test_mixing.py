@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bll.config import MixingConfig, MixingSchedule
+from bll.choices import MixingSchedule
+from bll.config import MixingConfig
 from bll.mixing import Mixing
 
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bll.blocks import build_block
-from bll.config import Balance, ExecutorName, TrainingConfig
+from bll.choices import Balance, ExecutorName
+from bll.config import TrainingConfig
 from bll.errors import InvalidConfig
 from bll.partition import balanced_cuts, resolve
 from bll.plain import from_dict

@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from bll.config import LossConfig, LossName
+from bll.choices import LossName
+from bll.config import LossConfig
 from bll.families import Bernoulli, Categorical, Family, Gaussian, Laplace, LaplaceScale, UnitGaussian
 from bll.losses import Objective
 from bll.twins import ClassTable

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bll import KeyedDropout, Layers, TrainingConfig, fit, resolve
 from bll.architectures.modules import user_network
-from bll.config import ExecutorName
+from bll.choices import ExecutorName
 from bll.errors import CheckpointError, InvalidConfig
 from bll.export import TOLERANCE, export
 from bll.plain import from_dict
