@@ -6,10 +6,28 @@ from enum import StrEnum
 
 
 class Rule(StrEnum):
-    """How the network learns."""
+    """How the network learns: block-local learning, or one of its rivals on the same modules.
+
+    The first five are local to a block and run in N blocks; the others need the error at the output, and run as one.
+    """
 
     BLL = "bll"
+    LOCAL_CLASSIFIERS = "local_classifiers"
+    PREDSIM = "predsim"
+    PROTOTYPE = "prototype"
     BACKPROP = "backprop"
+    FEEDBACK_ALIGNMENT = "feedback_alignment"
+    DIRECT_FEEDBACK_ALIGNMENT = "direct_feedback_alignment"
+    SIGN_SYMMETRY = "sign_symmetry"
+    TARGET_PROPAGATION = "target_propagation"
+    SYNTHETIC_GRADIENTS = "synthetic_gradients"
+
+
+class TargetName(StrEnum):
+    """What is predicted: the data set's labels, or its inputs (an autoencoder)."""
+
+    LABELS = "labels"
+    INPUTS = "inputs"
 
 
 class Augmentation(StrEnum):
@@ -27,6 +45,7 @@ class Balance(StrEnum):
     PARAMETERS = "parameters"
     FLOPS = "flops"
     ACTIVATION_BYTES = "activation_bytes"
+    MEASURED_TIME = "measured_time"
 
 
 class FamilyName(StrEnum):
@@ -41,11 +60,17 @@ class FamilyName(StrEnum):
 
 
 class LossName(StrEnum):
-    """What a block learns from. `divergence` is KL(rho || alpha) alone, and collapses: it is there to show that."""
+    """What a block learns from. `divergence` is KL(rho || alpha) alone, and collapses: it is there to show that.
+
+    `in_batch` and `decoder` are for targets that are no classes.
+    """
 
     EVIDENCE = "evidence"
     DISCRIMINATIVE = "discriminative"
     DIVERGENCE = "divergence"
+    PROTOTYPE = "prototype"
+    IN_BATCH = "in_batch"
+    DECODER = "decoder"
 
 
 class PosteriorName(StrEnum):
@@ -58,8 +83,21 @@ class PosteriorName(StrEnum):
 class ReadoutName(StrEnum):
     """Map from a block's output to the natural parameters of alpha_k."""
 
+    IDENTITY = "identity"
     LINEAR = "linear"
     HIDDEN = "hidden"
+    DEEP = "deep"
+    CONV = "conv"
+    NEXT_LAYER = "next_layer"
+
+
+class MessageName(StrEnum):
+    """What a block sends on: its output, or, with readout `identity`, what its latent's density says."""
+
+    OUTPUT = "output"
+    MEAN = "mean"
+    NATURAL = "natural"
+    SAMPLE = "sample"
 
 
 class TwinName(StrEnum):

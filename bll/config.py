@@ -17,11 +17,13 @@ from bll.choices import (
     FamilyName,
     LearningRateSchedule,
     LossName,
+    MessageName,
     MixingSchedule,
     OptimizerName,
     PosteriorName,
     ReadoutName,
     Rule,
+    TargetName,
     TwinName,
 )
 from bll.rules import Rules, shown
@@ -32,7 +34,8 @@ class DataConfig:
     """What is learned from."""
 
     name: str = "fashion-mnist"
-    """`fashion-mnist`, `mnist`, `cifar-10`, `digits`, or a user's own: `npz` or `images` (then `path` names it)."""
+    """`fashion-mnist`, `mnist`, `cifar-10`, `digits`; made by the project: `reversal` (sequences), `shapes` (a class
+    for each pixel); or a user's own: `npz` or `images` (then `path` names it)."""
     path: str = ""
     """The user's `.npz` file, or folder with a folder of images for each class; with names `npz` and `images` only."""
     train_rows: int = 0
@@ -41,6 +44,9 @@ class DataConfig:
     """Rows set aside from training data for validation; 0 = a tenth."""
     augmentation: Augmentation = Augmentation.NONE
     """Images only."""
+    target: TargetName = TargetName.LABELS
+    label_noise: float = 0.0
+    """Fraction of training labels replaced by another class, drawn from the seed, 0 to 0.9. For experiments."""
 
     def __post_init__(self) -> None:
         rules = Rules()
@@ -53,6 +59,8 @@ class DataConfig:
         rules.whole("train_rows", self.train_rows, 0, 10**9)
         rules.whole("validation_rows", self.validation_rows, 0, 10**9)
         rules.member("augmentation", self.augmentation, Augmentation)
+        rules.member("target", self.target, TargetName)
+        rules.within("label_noise", self.label_noise, 0.0, 0.9)
         rules.done()
 
 
@@ -61,17 +69,20 @@ class NetworkConfig:
     """The forward network, before it is cut: an architecture's name and its layers."""
 
     architecture: str = "residual_cnn"
-    """`mlp` (any input, flattened), or for images `residual_cnn`, `resnet18`, `resnet34`, `resnet50`, `resnet101` or
-    `efficientnet_small`."""
+    """`mlp` (any input, flattened); for images `residual_cnn`, `resnet18`, `resnet34`, `resnet50`, `resnet101`,
+    `efficientnet_small` or `conv_autoencoder`; for sequences `transformer`."""
     widths: tuple[int, ...] = ()
     """Units or channels, 1 to 8192; empty = the architecture's own. One entry a layer of `mlp` and `residual_cnn`
     (which has one layer more, its stem, and halves the image where it widens), one for each of the four stages of a
-    resnet, and of `efficientnet_small` the stem, seven stages and the head."""
+    resnet, of `efficientnet_small` the stem, seven stages and the head, and equal ones, one a layer, of
+    `transformer`."""
     stem_stride: int = 1
     """1 (small images) or 2: a 3x3 convolution of this stride; 4 (ImageNet's, resnets only): a 7x7 convolution and
     max pooling, each of stride 2. `mlp` has no stem: 1."""
     dropout: float = 0.0
     """Probability that a unit is dropped in each layer, 0 to 0.9."""
+    heads: int = 4
+    """Attention heads of each layer of `transformer`, 1 to 64; divides its widths."""
 
     def __post_init__(self) -> None:
         rules = Rules()
@@ -80,6 +91,7 @@ class NetworkConfig:
         if self.stem_stride not in (1, 2, 4) or isinstance(self.stem_stride, bool):
             rules.fail("stem_stride", f"must be 1, 2 or 4, got {shown(self.stem_stride)}")
         rules.within("dropout", self.dropout, 0.0, 0.9)
+        rules.whole("heads", self.heads, 1, 64)
         rules.done()
 
 
@@ -92,12 +104,15 @@ class BlocksConfig:
     cuts: tuple[int, ...] = ()
     """Index of the first layer of each block but the first, rising; empty = chosen by `balance`."""
     balance: Balance = Balance.FLOPS
-    """What is made equal when `cuts` is empty."""
+    """What is made equal when `cuts` is empty. `measured_time` is measured once: a resolved config has cuts."""
+    normalize_messages: bool = False
+    """Scale each sample's message to unit mean square before it is sent on."""
 
     def __post_init__(self) -> None:
         rules = Rules()
         rules.whole("num_blocks", self.num_blocks, 1, 257)
         rules.member("balance", self.balance, Balance)
+        rules.flag("normalize_messages", self.normalize_messages)
         if rules.layers("cuts", self.cuts, 0, 256, 1, 256) and self.cuts:
             if any(a >= b for a, b in zip(self.cuts, self.cuts[1:], strict=False)):
                 rules.fail("cuts", f"must rise, got {list(self.cuts)}")
@@ -114,8 +129,11 @@ class LatentConfig:
     units: int = 64
     """Units D of each latent, 1 to 65536."""
     readout: ReadoutName = ReadoutName.HIDDEN
+    """`identity` takes the block's output itself, each number scaled and shifted (`units` is then theirs); `linear`
+    has no hidden layer, `hidden` one, `deep` two, `conv` a 3x3 convolution before one; `next_layer` is a running mean
+    of the next block's first layer before a linear map."""
     readout_units: int = 128
-    """Width of the hidden layer of readout `hidden`, 1 to 65536."""
+    """Width of the hidden layers of readouts `hidden`, `deep` and `conv` (there also channels), 1 to 65536."""
     readout_grid: int = 3
     """Images are averaged to a grid of this many cells a side before the readout, 1 to 32."""
     group_size: int = 4
@@ -124,6 +142,15 @@ class LatentConfig:
     """Floor of a learned variance, Gaussian or Laplace, 1e-6 to 1."""
     max_variance: float = 1e2
     """Ceiling of a learned variance, Gaussian or Laplace, 1 to 1e6."""
+    message: MessageName = MessageName.OUTPUT
+    """What the next block receives; others than `output` with readout `identity` only."""
+    bootstrap: float = 0.0
+    """Probability, in the first epoch, that a sample's message is the posterior's mean, 0 to 1; falls to 0 over
+    `bootstrap_epochs`. With readout `identity` and message `mean` only."""
+    bootstrap_epochs: int = 1
+    """1 to 100000; ignored without `bootstrap`."""
+    ema_decay: float = 0.99
+    """Of readout `next_layer`: weight of its past at each step, 0 to 1."""
 
     def __post_init__(self) -> None:
         rules = Rules()
@@ -137,6 +164,14 @@ class LatentConfig:
             rules.fail("group_size", f"must divide latent.units = {self.units}, got {self.group_size}")
         rules.within("min_variance", self.min_variance, 1e-6, 1.0)
         rules.within("max_variance", self.max_variance, 1.0, 1e6)
+        rules.member("message", self.message, MessageName)
+        if self.message is not MessageName.OUTPUT and self.readout is not ReadoutName.IDENTITY:
+            rules.fail("message", f"must be 'output' for readout {shown(self.readout)}, got {shown(self.message)}")
+        sends_mean = self.message is MessageName.MEAN
+        if rules.within("bootstrap", self.bootstrap, 0.0, 1.0) and self.bootstrap and not sends_mean:
+            rules.fail("bootstrap", f"must be 0 for message {shown(self.message)}, got {self.bootstrap:g}")
+        rules.whole("bootstrap_epochs", self.bootstrap_epochs, 1, 100_000)
+        rules.within("ema_decay", self.ema_decay, 0.0, 1.0)
         rules.done()
 
 
@@ -163,11 +198,27 @@ class LossConfig:
     name: LossName = LossName.EVIDENCE
     posterior: PosteriorName = PosteriorName.COUPLED
     """For `evidence`, the two agree at m = 1."""
+    samples: int = 0
+    """Of `discriminative` and `decoder`: reparametrised samples of rho_k a row, 1 to 64; 0 = its mean instead."""
+    similarity: float = 0.0
+    """Weight, 0 to 1, of the similarity matching loss (Nokland and Eidnes 2019); 1 less it is that of L_k."""
+    reconstruction: float = 0.0
+    """Weight, 0 to 100, of the error of a decoder from the block's output back to what it received."""
+    span: int = 1
+    """Blocks that a local loss trains, its own and those before it, 1 to 257. 1 = block-local; 2 = overlapping
+    pairs; `blocks.num_blocks` = every exit by backpropagation. Above 1 the blocks share a worker."""
+    block_weights: tuple[float, ...] = ()
+    """Weight of each block's loss, 0 to 1000, one a block; empty = 1."""
 
     def __post_init__(self) -> None:
         rules = Rules()
         rules.member("name", self.name, LossName)
         rules.member("posterior", self.posterior, PosteriorName)
+        rules.whole("samples", self.samples, 0, 64)
+        rules.within("similarity", self.similarity, 0.0, 1.0)
+        rules.within("reconstruction", self.reconstruction, 0.0, 100.0)
+        rules.whole("span", self.span, 1, 257)
+        rules.numbers("block_weights", self.block_weights, 257, 0.0, 1000.0)
         rules.done()
 
 
@@ -244,6 +295,19 @@ class ExecutorConfig:
 
 
 @dataclass(frozen=True)
+class DiagnosticsConfig:
+    """What is looked at while blocks train, and how often. Nothing here changes the result."""
+
+    per_epoch: int = 2
+    """Times an epoch that each block is examined, 0 (never) to 10."""
+
+    def __post_init__(self) -> None:
+        rules = Rules()
+        rules.whole("per_epoch", self.per_epoch, 0, 10)
+        rules.done()
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """One training run. The same config gives the same weights, bit for bit, on every executor."""
 
@@ -256,6 +320,7 @@ class TrainingConfig:
     mixing: MixingConfig = field(default_factory=MixingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     rule: Rule = Rule.BLL
     """`backprop` trains the same modules as one block, from the last exit's loss."""
     epochs: int = 10

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
+
+_TIMED_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,26 @@ def measure(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
         flops=counter.get_total_flops(),
         activation_bytes=_activation_bytes(module, input_shape),
     )
+
+
+def step_times_s(modules: Sequence[nn.Module], input_shape: tuple[int, ...], batch_size: int) -> list[float]:
+    """Seconds that each of `modules` in a row takes for a training step of `batch_size` samples, forward and backward.
+
+    Medians over random inputs, here and now: the only costs that differ from machine to machine, and from run to run.
+    """
+    times_s: list[float] = []
+    hidden = torch.rand(batch_size, *input_shape)
+    for module in modules:
+        module.train()
+        taken = []
+        for _ in range(_TIMED_STEPS + 1):
+            start = time.perf_counter()
+            output = module(hidden.requires_grad_())
+            output.mean().backward()
+            taken.append(time.perf_counter() - start)
+        times_s.append(statistics.median(taken[1:]))  # the first also sets up
+        hidden = output.detach()
+    return times_s
 
 
 def _activation_bytes(module: nn.Module, input_shape: tuple[int, ...]) -> int:

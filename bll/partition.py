@@ -14,13 +14,15 @@ from torch import nn
 from bll import data
 from bll.architectures import Layer, make_layers, with_widths
 from bll.architectures.modules import Layers, UserNetwork, UserPlan, user_network
-from bll.choices import Balance, ExecutorName, FamilyName, Rule, TwinName
-from bll.config import BlocksConfig, MixingConfig, NetworkConfig, TrainingConfig
-from bll.costs import Cost, measure
+from bll.choices import Balance, ExecutorName, FamilyName, TwinName
+from bll.combinations import settled
+from bll.config import NetworkConfig, TrainingConfig
+from bll.costs import Cost, measure, step_times_s
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
 from bll.plan import BlockPlan, Plan
 from bll.readouts import Readout
+from bll.seeding import global_generator
 from bll.twins import make_twin
 
 _FLOAT_BYTES = 4
@@ -40,6 +42,7 @@ def resolve(
 
     Raises InvalidConfig if fields do not fit each other or the data, DataError if the data cannot be read.
     """
+    config = settled(config)
     info = data.describe(config.data, config.seed, root)
     if config.batch_size > info.train_rows:
         rule = f"must be at most the {info.train_rows} training rows, got {config.batch_size}"
@@ -53,10 +56,7 @@ def resolve(
         config, auto = _with_user_network(config, user), ExecutorName.THREADS
         layers = user.layers()
     costs = _layer_costs(layers, info.input_shape)
-    if config.rule is Rule.BACKPROP:
-        # One block whose loss, at m = 1, is the last exit's negative log-likelihood: nothing is detached in it.
-        config = replace(config, blocks=BlocksConfig(num_blocks=1), mixing=MixingConfig())
-    cuts = _cuts(config.blocks, costs, config.network.architecture)
+    cuts = _cuts(config, layers, costs, info.input_shape)
     steps_per_epoch = info.train_rows // config.batch_size
     resolved = replace(
         config,
@@ -128,8 +128,10 @@ def balanced_cuts(costs: Sequence[float], num_blocks: int) -> tuple[int, ...]:
     return tuple(reversed(cuts))
 
 
-def _cuts(blocks: BlocksConfig, costs: Sequence[Cost], architecture: str) -> tuple[int, ...]:
-    num_layers = len(costs)
+def _cuts(
+    config: TrainingConfig, layers: Sequence[Layer], costs: Sequence[Cost], input_shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    blocks, architecture, num_layers = config.blocks, config.network.architecture, len(layers)
     if blocks.num_blocks > num_layers:
         rule = f"must be between 1 and {num_layers} (the layers of this {architecture!r}), got {blocks.num_blocks}"
         raise InvalidConfig([Violation("blocks.num_blocks", rule)])
@@ -140,13 +142,16 @@ def _cuts(blocks: BlocksConfig, costs: Sequence[Cost], architecture: str) -> tup
         return blocks.cuts
     match blocks.balance:
         case Balance.LAYERS:
-            weights = [1] * num_layers
+            weights: Sequence[float] = [1] * num_layers
         case Balance.PARAMETERS:
             weights = [cost.parameters for cost in costs]
         case Balance.FLOPS:
             weights = [cost.flops for cost in costs]
         case Balance.ACTIVATION_BYTES:
             weights = [cost.activation_bytes for cost in costs]
+        case Balance.MEASURED_TIME:
+            with global_generator(config.seed):
+                weights = step_times_s([layer.build() for layer in layers], input_shape, config.batch_size)
     return balanced_cuts(weights, blocks.num_blocks)
 
 

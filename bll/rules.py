@@ -21,11 +21,18 @@ class Rules:
 
     violations: list[Violation] = field(default_factory=list)
 
-    def within(self, name: str, value: Any, low: float, high: float) -> None:
-        """A finite number between `low` and `high`, both allowed."""
+    def within(self, name: str, value: Any, low: float, high: float) -> bool:
+        """A finite number between `low` and `high`, both allowed; returns whether it is."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not low <= value <= high:  # NaN compares false
             self.fail(name, f"must be between {low:g} and {high:g}, got {shown(value)}")
+            return False
+        return True
+
+    def flag(self, name: str, value: Any) -> None:
+        """True or False."""
+        if not isinstance(value, bool):
+            self.fail(name, f"must be true or false, got {shown(value)}")
 
     def whole(self, name: str, value: Any, low: int, high: int) -> None:
         """A whole number between `low` and `high`, both allowed."""
@@ -46,6 +53,15 @@ class Rules:
         for i, entry in enumerate(value):
             self.whole(f"{name}[{i}]", entry, low, high)
         return all(isinstance(entry, int) for entry in value)
+
+    def numbers(self, name: str, value: Any, most: int, low: float, high: float) -> None:
+        """Up to `most` numbers between `low` and `high`, both allowed."""
+        if not isinstance(value, tuple) or len(value) > most:
+            received = len(value) if isinstance(value, tuple) else shown(value)
+            self.fail(name, f"must list at most {most} entries, got {received}")
+            return
+        for i, entry in enumerate(value):
+            self.within(f"{name}[{i}]", entry, low, high)
 
     def member(self, name: str, value: Any, choices: type[StrEnum]) -> None:
         """One of `choices`."""

@@ -20,6 +20,7 @@ _KINDS = {
     FieldDescriptor.CPPTYPE_INT32: "a whole number of 32 bits",
     FieldDescriptor.CPPTYPE_INT64: "a whole number of 64 bits",
     FieldDescriptor.CPPTYPE_DOUBLE: "a finite number",
+    FieldDescriptor.CPPTYPE_BOOL: "true or false",
     FieldDescriptor.CPPTYPE_STRING: "a string",
 }
 """What each type that `JobSpec` uses takes."""

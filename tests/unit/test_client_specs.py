@@ -64,7 +64,7 @@ def test_enum_values_may_be_short_or_full() -> None:
         ({"network": {"stemStride": 1}}, "network.stemStride", "is not a field; the fields here are architecture, "),
         ({1: 2}, "1", "is not a field"),
         ({"latent": {"family": "poisson"}}, "latent.family", "must be one of bernoulli, gaussian, unit_gaussian"),
-        ({"latent": {"readout": 1}}, "latent.readout", "must be one of linear, hidden, got 1"),
+        ({"latent": {"readout": 1}}, "latent.readout", "must be one of linear, hidden, deep, conv, identity"),
         ({"latent": {"family": "unspecified"}}, "latent.family", "must be one of"),
         ({"latent": 3}, "latent", "must hold named fields, got 3"),
         ({"epochs": "many"}, "epochs", "must be a whole number of 32 bits, got 'many'"),

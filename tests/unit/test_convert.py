@@ -61,7 +61,7 @@ def same_fields(cls: type, message: Descriptor, *, but: set[str] = frozenset()) 
             assert field.enum_type is not None
             same_values(inner, field.enum_type)
         else:
-            allowed = {int: "int32 int64", float: "double", str: "string"}[inner]
+            allowed = {bool: "bool", int: "int32 int64", float: "double", str: "string"}[inner]
             assert TYPES[field.type] in allowed.split(), f"{message.name}.{name}"
 
 
@@ -72,7 +72,7 @@ def same_values(cls: type[StrEnum], enum: EnumDescriptor) -> None:
     assert prefix.replace("_", "") == enum.name.upper()
 
 
-TYPES = {1: "double", 3: "int64", 5: "int32", 9: "string"}
+TYPES = {8: "bool", 1: "double", 3: "int64", 5: "int32", 9: "string"}
 
 
 def test_spec_and_config_have_the_same_fields_kinds_and_choices() -> None:

@@ -74,10 +74,16 @@ def test_each_balance_makes_the_largest_of_its_own_costs_smallest() -> None:
             "activation_bytes": max(block.activation_bytes for block in plan.blocks),
         }
 
-    found = {balance: largest(balance) for balance in Balance}
-    for balance in Balance:
+    found = {balance: largest(balance) for balance in Balance if balance is not Balance.MEASURED_TIME}
+    for balance in found:
         assert found[balance][balance] == min(costs[balance] for costs in found.values())
     assert found[Balance.PARAMETERS] != found[Balance.ACTIVATION_BYTES]
+
+
+def test_blocks_can_be_balanced_by_time_measured_once() -> None:
+    plan = resolve(config(network={"widths": [4, 4, 8, 8]}, blocks={"num_blocks": 2, "balance": "measured_time"}))
+    assert [len(block.layers) for block in plan.blocks] in ([1, 4], [2, 3], [3, 2], [4, 1])
+    assert resolve(plan.config) == plan
 
 
 def test_a_resolved_plan_leaves_nothing_open() -> None:

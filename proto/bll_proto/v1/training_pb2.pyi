@@ -67,16 +67,68 @@ class _RuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rule.ValueType],
     RULE_UNSPECIFIED: _Rule.ValueType  # 0
     RULE_BLL: _Rule.ValueType  # 1
     RULE_BACKPROP: _Rule.ValueType  # 2
-    """BACKPROP trains the same modules as one block, from the last exit's loss."""
+    RULE_LOCAL_CLASSIFIERS: _Rule.ValueType  # 3
+    """LOCAL_CLASSIFIERS gives each block a classifier of its own: mixing 0."""
+    RULE_PREDSIM: _Rule.ValueType  # 4
+    """PREDSIM adds similarity matching to the classifiers."""
+    RULE_PROTOTYPE: _Rule.ValueType  # 5
+    """PROTOTYPE learns a table of class prototypes at each boundary."""
+    RULE_FEEDBACK_ALIGNMENT: _Rule.ValueType  # 6
+    """FEEDBACK_ALIGNMENT carries the error back through fixed random weights."""
+    RULE_DIRECT_FEEDBACK_ALIGNMENT: _Rule.ValueType  # 7
+    """DIRECT_FEEDBACK_ALIGNMENT carries the output's error to each layer through a fixed random matrix."""
+    RULE_SIGN_SYMMETRY: _Rule.ValueType  # 8
+    """SIGN_SYMMETRY carries the error back through the signs of the weights."""
+    RULE_TARGET_PROPAGATION: _Rule.ValueType  # 9
+    """TARGET_PROPAGATION gives each layer a target through learned inverses, with difference correction."""
+    RULE_SYNTHETIC_GRADIENTS: _Rule.ValueType  # 10
+    """SYNTHETIC_GRADIENTS lets each layer predict its gradient."""
 
 class Rule(_Rule, metaclass=_RuleEnumTypeWrapper):
-    """Rule is how the network learns. Absence means BLL."""
+    """Rule is how the network learns. Absence means BLL. Its rivals train the same modules; those from BACKPROP on need
+    the error at the output, and train as one block from the last exit's loss.
+    """
 
 RULE_UNSPECIFIED: Rule.ValueType  # 0
 RULE_BLL: Rule.ValueType  # 1
 RULE_BACKPROP: Rule.ValueType  # 2
-"""BACKPROP trains the same modules as one block, from the last exit's loss."""
+RULE_LOCAL_CLASSIFIERS: Rule.ValueType  # 3
+"""LOCAL_CLASSIFIERS gives each block a classifier of its own: mixing 0."""
+RULE_PREDSIM: Rule.ValueType  # 4
+"""PREDSIM adds similarity matching to the classifiers."""
+RULE_PROTOTYPE: Rule.ValueType  # 5
+"""PROTOTYPE learns a table of class prototypes at each boundary."""
+RULE_FEEDBACK_ALIGNMENT: Rule.ValueType  # 6
+"""FEEDBACK_ALIGNMENT carries the error back through fixed random weights."""
+RULE_DIRECT_FEEDBACK_ALIGNMENT: Rule.ValueType  # 7
+"""DIRECT_FEEDBACK_ALIGNMENT carries the output's error to each layer through a fixed random matrix."""
+RULE_SIGN_SYMMETRY: Rule.ValueType  # 8
+"""SIGN_SYMMETRY carries the error back through the signs of the weights."""
+RULE_TARGET_PROPAGATION: Rule.ValueType  # 9
+"""TARGET_PROPAGATION gives each layer a target through learned inverses, with difference correction."""
+RULE_SYNTHETIC_GRADIENTS: Rule.ValueType  # 10
+"""SYNTHETIC_GRADIENTS lets each layer predict its gradient."""
 Global___Rule: _TypeAlias = Rule  # noqa: Y015
+
+class _TargetName:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TargetNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetName.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TARGET_NAME_UNSPECIFIED: _TargetName.ValueType  # 0
+    TARGET_NAME_LABELS: _TargetName.ValueType  # 1
+    TARGET_NAME_INPUTS: _TargetName.ValueType  # 2
+    """INPUTS makes the network an autoencoder."""
+
+class TargetName(_TargetName, metaclass=_TargetNameEnumTypeWrapper):
+    """TargetName is what is predicted. Absence means LABELS."""
+
+TARGET_NAME_UNSPECIFIED: TargetName.ValueType  # 0
+TARGET_NAME_LABELS: TargetName.ValueType  # 1
+TARGET_NAME_INPUTS: TargetName.ValueType  # 2
+"""INPUTS makes the network an autoencoder."""
+Global___TargetName: _TypeAlias = TargetName  # noqa: Y015
 
 class _Augmentation:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -113,6 +165,8 @@ class _BalanceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Balance.Value
     BALANCE_PARAMETERS: _Balance.ValueType  # 2
     BALANCE_FLOPS: _Balance.ValueType  # 3
     BALANCE_ACTIVATION_BYTES: _Balance.ValueType  # 4
+    BALANCE_MEASURED_TIME: _Balance.ValueType  # 5
+    """MEASURED_TIME times the layers on this machine, once."""
 
 class Balance(_Balance, metaclass=_BalanceEnumTypeWrapper):
     """Balance is what the partitioner makes equal among blocks. Absence means FLOPS."""
@@ -122,6 +176,8 @@ BALANCE_LAYERS: Balance.ValueType  # 1
 BALANCE_PARAMETERS: Balance.ValueType  # 2
 BALANCE_FLOPS: Balance.ValueType  # 3
 BALANCE_ACTIVATION_BYTES: Balance.ValueType  # 4
+BALANCE_MEASURED_TIME: Balance.ValueType  # 5
+"""MEASURED_TIME times the layers on this machine, once."""
 Global___Balance: _TypeAlias = Balance  # noqa: Y015
 
 class _FamilyName:
@@ -168,6 +224,14 @@ class _ReadoutNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReadoutNa
     READOUT_NAME_LINEAR: _ReadoutName.ValueType  # 1
     READOUT_NAME_HIDDEN: _ReadoutName.ValueType  # 2
     """HIDDEN has one hidden layer."""
+    READOUT_NAME_DEEP: _ReadoutName.ValueType  # 3
+    """DEEP has two hidden layers."""
+    READOUT_NAME_CONV: _ReadoutName.ValueType  # 4
+    """CONV has a 3x3 convolution before a hidden layer."""
+    READOUT_NAME_IDENTITY: _ReadoutName.ValueType  # 5
+    """IDENTITY takes the block's output itself, scaled and shifted."""
+    READOUT_NAME_NEXT_LAYER: _ReadoutName.ValueType  # 6
+    """NEXT_LAYER is a running mean of the next block's first layer before a linear map."""
 
 class ReadoutName(_ReadoutName, metaclass=_ReadoutNameEnumTypeWrapper):
     """ReadoutName is the map from a block's output to its latent. Absence means HIDDEN."""
@@ -176,7 +240,39 @@ READOUT_NAME_UNSPECIFIED: ReadoutName.ValueType  # 0
 READOUT_NAME_LINEAR: ReadoutName.ValueType  # 1
 READOUT_NAME_HIDDEN: ReadoutName.ValueType  # 2
 """HIDDEN has one hidden layer."""
+READOUT_NAME_DEEP: ReadoutName.ValueType  # 3
+"""DEEP has two hidden layers."""
+READOUT_NAME_CONV: ReadoutName.ValueType  # 4
+"""CONV has a 3x3 convolution before a hidden layer."""
+READOUT_NAME_IDENTITY: ReadoutName.ValueType  # 5
+"""IDENTITY takes the block's output itself, scaled and shifted."""
+READOUT_NAME_NEXT_LAYER: ReadoutName.ValueType  # 6
+"""NEXT_LAYER is a running mean of the next block's first layer before a linear map."""
 Global___ReadoutName: _TypeAlias = ReadoutName  # noqa: Y015
+
+class _MessageName:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MessageNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageName.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MESSAGE_NAME_UNSPECIFIED: _MessageName.ValueType  # 0
+    MESSAGE_NAME_OUTPUT: _MessageName.ValueType  # 1
+    MESSAGE_NAME_MEAN: _MessageName.ValueType  # 2
+    """MEAN is the mean of the latent's density, NATURAL its natural parameters, SAMPLE a draw."""
+    MESSAGE_NAME_NATURAL: _MessageName.ValueType  # 3
+    MESSAGE_NAME_SAMPLE: _MessageName.ValueType  # 4
+
+class MessageName(_MessageName, metaclass=_MessageNameEnumTypeWrapper):
+    """MessageName is what the next block receives. Absence means OUTPUT; the others are for readout IDENTITY."""
+
+MESSAGE_NAME_UNSPECIFIED: MessageName.ValueType  # 0
+MESSAGE_NAME_OUTPUT: MessageName.ValueType  # 1
+MESSAGE_NAME_MEAN: MessageName.ValueType  # 2
+"""MEAN is the mean of the latent's density, NATURAL its natural parameters, SAMPLE a draw."""
+MESSAGE_NAME_NATURAL: MessageName.ValueType  # 3
+MESSAGE_NAME_SAMPLE: MessageName.ValueType  # 4
+Global___MessageName: _TypeAlias = MessageName  # noqa: Y015
 
 class _TwinName:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -237,6 +333,11 @@ class _LossNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossName.Val
     LOSS_NAME_DISCRIMINATIVE: _LossName.ValueType  # 2
     LOSS_NAME_DIVERGENCE: _LossName.ValueType  # 3
     """DIVERGENCE is KL(rho || alpha) alone; it collapses, and is there to show that."""
+    LOSS_NAME_PROTOTYPE: _LossName.ValueType  # 4
+    LOSS_NAME_IN_BATCH: _LossName.ValueType  # 5
+    """IN_BATCH tells a row's target from those of the other rows of its batch."""
+    LOSS_NAME_DECODER: _LossName.ValueType  # 6
+    """DECODER predicts real-valued targets from each block's latent."""
 
 class LossName(_LossName, metaclass=_LossNameEnumTypeWrapper):
     """LossName is what a block learns from. Absence means EVIDENCE."""
@@ -246,6 +347,11 @@ LOSS_NAME_EVIDENCE: LossName.ValueType  # 1
 LOSS_NAME_DISCRIMINATIVE: LossName.ValueType  # 2
 LOSS_NAME_DIVERGENCE: LossName.ValueType  # 3
 """DIVERGENCE is KL(rho || alpha) alone; it collapses, and is there to show that."""
+LOSS_NAME_PROTOTYPE: LossName.ValueType  # 4
+LOSS_NAME_IN_BATCH: LossName.ValueType  # 5
+"""IN_BATCH tells a row's target from those of the other rows of its batch."""
+LOSS_NAME_DECODER: LossName.ValueType  # 6
+"""DECODER predicts real-valued targets from each block's latent."""
 Global___LossName: _TypeAlias = LossName  # noqa: Y015
 
 class _PosteriorName:
@@ -573,6 +679,7 @@ class JobSpec(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
+    DIAGNOSTICS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """model_id names the model that the result is published under, `[a-z][a-z0-9-]{0,62}`; absence means the job's id."""
     rule: Global___Rule.ValueType
@@ -597,6 +704,8 @@ class JobSpec(_message.Message):
     def executor(self) -> Global___ExecutorSpec: ...
     @_builtins.property
     def loss(self) -> Global___LossSpec: ...
+    @_builtins.property
+    def diagnostics(self) -> Global___DiagnosticsSpec: ...
     def __init__(
         self,
         *,
@@ -614,10 +723,11 @@ class JobSpec(_message.Message):
         batch_size: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
         loss: Global___LossSpec | None = ...,
+        diagnostics: Global___DiagnosticsSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_seed", b"_seed", "backward", b"backward", "batch_size", b"batch_size", "blocks", b"blocks", "data", b"data", "epochs", b"epochs", "executor", b"executor", "latent", b"latent", "loss", b"loss", "mixing", b"mixing", "network", b"network", "optimizer", b"optimizer", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_seed", b"_seed", "backward", b"backward", "batch_size", b"batch_size", "blocks", b"blocks", "data", b"data", "diagnostics", b"diagnostics", "epochs", b"epochs", "executor", b"executor", "latent", b"latent", "loss", b"loss", "mixing", b"mixing", "network", b"network", "optimizer", b"optimizer", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_seed", b"_seed", "backward", b"backward", "batch_size", b"batch_size", "blocks", b"blocks", "data", b"data", "epochs", b"epochs", "executor", b"executor", "latent", b"latent", "loss", b"loss", "mixing", b"mixing", "model_id", b"model_id", "network", b"network", "optimizer", b"optimizer", "rule", b"rule", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_seed", b"_seed", "backward", b"backward", "batch_size", b"batch_size", "blocks", b"blocks", "data", b"data", "diagnostics", b"diagnostics", "epochs", b"epochs", "executor", b"executor", "latent", b"latent", "loss", b"loss", "mixing", b"mixing", "model_id", b"model_id", "network", b"network", "optimizer", b"optimizer", "rule", b"rule", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -645,8 +755,12 @@ class DataSpec(_message.Message):
     TRAIN_ROWS_FIELD_NUMBER: _builtins.int
     VALIDATION_ROWS_FIELD_NUMBER: _builtins.int
     AUGMENTATION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    LABEL_NOISE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is `fashion-mnist`, `mnist`, `cifar-10`, `digits`, `npz` or `images`. Absence means `fashion-mnist`."""
+    """name is `fashion-mnist`, `mnist`, `cifar-10`, `digits`, `reversal`, `shapes`, `npz` or `images`. Absence means
+    `fashion-mnist`.
+    """
     path: _builtins.str
     """path is a plain name in the server's data set folder: of a file with name `npz`, of a folder with name `images`,
     which holds a folder of PNG or JPEG files for each class; absent with other names.
@@ -656,6 +770,9 @@ class DataSpec(_message.Message):
     validation_rows: _builtins.int
     """validation_rows are set aside from training data; 0 or absence means a tenth."""
     augmentation: Global___Augmentation.ValueType
+    target: Global___TargetName.ValueType
+    label_noise: _builtins.float
+    """label_noise is the fraction of training labels that are replaced by another class."""
     def __init__(
         self,
         *,
@@ -664,11 +781,15 @@ class DataSpec(_message.Message):
         train_rows: _builtins.int | None = ...,
         validation_rows: _builtins.int | None = ...,
         augmentation: Global___Augmentation.ValueType = ...,
+        target: Global___TargetName.ValueType = ...,
+        label_noise: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_path", b"_path", "_train_rows", b"_train_rows", "_validation_rows", b"_validation_rows", "name", b"name", "path", b"path", "train_rows", b"train_rows", "validation_rows", b"validation_rows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_noise", b"_label_noise", "_name", b"_name", "_path", b"_path", "_train_rows", b"_train_rows", "_validation_rows", b"_validation_rows", "label_noise", b"label_noise", "name", b"name", "path", b"path", "train_rows", b"train_rows", "validation_rows", b"validation_rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_path", b"_path", "_train_rows", b"_train_rows", "_validation_rows", b"_validation_rows", "augmentation", b"augmentation", "name", b"name", "path", b"path", "train_rows", b"train_rows", "validation_rows", b"validation_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_noise", b"_label_noise", "_name", b"_name", "_path", b"_path", "_train_rows", b"_train_rows", "_validation_rows", b"_validation_rows", "augmentation", b"augmentation", "label_noise", b"label_noise", "name", b"name", "path", b"path", "target", b"target", "train_rows", b"train_rows", "validation_rows", b"validation_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__label_noise: _TypeAlias = _typing.Literal["label_noise"]  # noqa: Y015
+    _WhichOneofArgType__label_noise: _TypeAlias = _typing.Literal["_label_noise", b"_label_noise"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     _WhichOneofReturnType__path: _TypeAlias = _typing.Literal["path"]  # noqa: Y015
@@ -677,6 +798,8 @@ class DataSpec(_message.Message):
     _WhichOneofArgType__train_rows: _TypeAlias = _typing.Literal["_train_rows", b"_train_rows"]  # noqa: Y015
     _WhichOneofReturnType__validation_rows: _TypeAlias = _typing.Literal["validation_rows"]  # noqa: Y015
     _WhichOneofArgType__validation_rows: _TypeAlias = _typing.Literal["_validation_rows", b"_validation_rows"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_noise) -> _WhichOneofReturnType__label_noise | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
     @_typing.overload
@@ -698,13 +821,16 @@ class NetworkSpec(_message.Message):
     WIDTHS_FIELD_NUMBER: _builtins.int
     STEM_STRIDE_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
-    """architecture is `mlp`, `residual_cnn`, `resnet18`, `resnet34`, `resnet50`, `resnet101`, `efficientnet_small`, or
-    what the server's operator has added. Absence means `residual_cnn`.
+    """architecture is `mlp`, `residual_cnn`, `resnet18`, `resnet34`, `resnet50`, `resnet101`, `efficientnet_small`,
+    `conv_autoencoder`, `transformer`, or what the server's operator has added. Absence means `residual_cnn`.
     """
     stem_stride: _builtins.int
     """stem_stride is 1, 2 or 4; see bll.config for what architectures allow."""
     dropout: _builtins.float
+    heads: _builtins.int
+    """heads are the attention heads of each layer of `transformer`."""
     @_builtins.property
     def widths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """widths has one entry a layer or stage; absence means the architecture's own."""
@@ -716,21 +842,26 @@ class NetworkSpec(_message.Message):
         widths: _abc.Iterable[_builtins.int] | None = ...,
         stem_stride: _builtins.int | None = ...,
         dropout: _builtins.float | None = ...,
+        heads: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_dropout", b"_dropout", "_stem_stride", b"_stem_stride", "architecture", b"architecture", "dropout", b"dropout", "stem_stride", b"stem_stride"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_dropout", b"_dropout", "_heads", b"_heads", "_stem_stride", b"_stem_stride", "architecture", b"architecture", "dropout", b"dropout", "heads", b"heads", "stem_stride", b"stem_stride"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_dropout", b"_dropout", "_stem_stride", b"_stem_stride", "architecture", b"architecture", "dropout", b"dropout", "stem_stride", b"stem_stride", "widths", b"widths"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_dropout", b"_dropout", "_heads", b"_heads", "_stem_stride", b"_stem_stride", "architecture", b"architecture", "dropout", b"dropout", "heads", b"heads", "stem_stride", b"stem_stride", "widths", b"widths"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__architecture: _TypeAlias = _typing.Literal["architecture"]  # noqa: Y015
     _WhichOneofArgType__architecture: _TypeAlias = _typing.Literal["_architecture", b"_architecture"]  # noqa: Y015
     _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
     _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
+    _WhichOneofReturnType__heads: _TypeAlias = _typing.Literal["heads"]  # noqa: Y015
+    _WhichOneofArgType__heads: _TypeAlias = _typing.Literal["_heads", b"_heads"]  # noqa: Y015
     _WhichOneofReturnType__stem_stride: _TypeAlias = _typing.Literal["stem_stride"]  # noqa: Y015
     _WhichOneofArgType__stem_stride: _TypeAlias = _typing.Literal["_stem_stride", b"_stem_stride"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__architecture) -> _WhichOneofReturnType__architecture | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heads) -> _WhichOneofReturnType__heads | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stem_stride) -> _WhichOneofReturnType__stem_stride | None: ...
 
@@ -745,8 +876,11 @@ class BlocksSpec(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
     CUTS_FIELD_NUMBER: _builtins.int
     BALANCE_FIELD_NUMBER: _builtins.int
+    NORMALIZE_MESSAGES_FIELD_NUMBER: _builtins.int
     num_blocks: _builtins.int
     balance: Global___Balance.ValueType
+    normalize_messages: _builtins.bool
+    """normalize_messages scales each sample's message to unit mean square."""
     @_builtins.property
     def cuts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """cuts are the indices of the first layer of each block but the first; absence means chosen by balance."""
@@ -757,13 +891,19 @@ class BlocksSpec(_message.Message):
         num_blocks: _builtins.int | None = ...,
         cuts: _abc.Iterable[_builtins.int] | None = ...,
         balance: Global___Balance.ValueType = ...,
+        normalize_messages: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_blocks", b"_num_blocks", "num_blocks", b"num_blocks"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_normalize_messages", b"_normalize_messages", "_num_blocks", b"_num_blocks", "normalize_messages", b"normalize_messages", "num_blocks", b"num_blocks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_blocks", b"_num_blocks", "balance", b"balance", "cuts", b"cuts", "num_blocks", b"num_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize_messages", b"_normalize_messages", "_num_blocks", b"_num_blocks", "balance", b"balance", "cuts", b"cuts", "normalize_messages", b"normalize_messages", "num_blocks", b"num_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__normalize_messages: _TypeAlias = _typing.Literal["normalize_messages"]  # noqa: Y015
+    _WhichOneofArgType__normalize_messages: _TypeAlias = _typing.Literal["_normalize_messages", b"_normalize_messages"]  # noqa: Y015
     _WhichOneofReturnType__num_blocks: _TypeAlias = _typing.Literal["num_blocks"]  # noqa: Y015
     _WhichOneofArgType__num_blocks: _TypeAlias = _typing.Literal["_num_blocks", b"_num_blocks"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__normalize_messages) -> _WhichOneofReturnType__normalize_messages | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_blocks) -> _WhichOneofReturnType__num_blocks | None: ...
 
 Global___BlocksSpec: _TypeAlias = BlocksSpec  # noqa: Y015
@@ -782,6 +922,10 @@ class LatentSpec(_message.Message):
     MIN_VARIANCE_FIELD_NUMBER: _builtins.int
     MAX_VARIANCE_FIELD_NUMBER: _builtins.int
     GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    BOOTSTRAP_FIELD_NUMBER: _builtins.int
+    BOOTSTRAP_EPOCHS_FIELD_NUMBER: _builtins.int
+    EMA_DECAY_FIELD_NUMBER: _builtins.int
     family: Global___FamilyName.ValueType
     units: _builtins.int
     readout: Global___ReadoutName.ValueType
@@ -791,6 +935,13 @@ class LatentSpec(_message.Message):
     max_variance: _builtins.float
     group_size: _builtins.int
     """group_size is the number of units of one variable of family CATEGORICAL."""
+    message: Global___MessageName.ValueType
+    bootstrap: _builtins.float
+    """bootstrap is the probability, in the first epoch, that a sample's message is the posterior's mean."""
+    bootstrap_epochs: _builtins.int
+    """bootstrap_epochs is the time in which that probability falls to 0."""
+    ema_decay: _builtins.float
+    """ema_decay is the weight of the past in readout NEXT_LAYER."""
     def __init__(
         self,
         *,
@@ -802,11 +953,21 @@ class LatentSpec(_message.Message):
         min_variance: _builtins.float | None = ...,
         max_variance: _builtins.float | None = ...,
         group_size: _builtins.int | None = ...,
+        message: Global___MessageName.ValueType = ...,
+        bootstrap: _builtins.float | None = ...,
+        bootstrap_epochs: _builtins.int | None = ...,
+        ema_decay: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_max_variance", b"_max_variance", "_min_variance", b"_min_variance", "_readout_grid", b"_readout_grid", "_readout_units", b"_readout_units", "_units", b"_units", "group_size", b"group_size", "max_variance", b"max_variance", "min_variance", b"min_variance", "readout_grid", b"readout_grid", "readout_units", b"readout_units", "units", b"units"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_bootstrap_epochs", b"_bootstrap_epochs", "_ema_decay", b"_ema_decay", "_group_size", b"_group_size", "_max_variance", b"_max_variance", "_min_variance", b"_min_variance", "_readout_grid", b"_readout_grid", "_readout_units", b"_readout_units", "_units", b"_units", "bootstrap", b"bootstrap", "bootstrap_epochs", b"bootstrap_epochs", "ema_decay", b"ema_decay", "group_size", b"group_size", "max_variance", b"max_variance", "min_variance", b"min_variance", "readout_grid", b"readout_grid", "readout_units", b"readout_units", "units", b"units"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_max_variance", b"_max_variance", "_min_variance", b"_min_variance", "_readout_grid", b"_readout_grid", "_readout_units", b"_readout_units", "_units", b"_units", "family", b"family", "group_size", b"group_size", "max_variance", b"max_variance", "min_variance", b"min_variance", "readout", b"readout", "readout_grid", b"readout_grid", "readout_units", b"readout_units", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_bootstrap_epochs", b"_bootstrap_epochs", "_ema_decay", b"_ema_decay", "_group_size", b"_group_size", "_max_variance", b"_max_variance", "_min_variance", b"_min_variance", "_readout_grid", b"_readout_grid", "_readout_units", b"_readout_units", "_units", b"_units", "bootstrap", b"bootstrap", "bootstrap_epochs", b"bootstrap_epochs", "ema_decay", b"ema_decay", "family", b"family", "group_size", b"group_size", "max_variance", b"max_variance", "message", b"message", "min_variance", b"min_variance", "readout", b"readout", "readout_grid", b"readout_grid", "readout_units", b"readout_units", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bootstrap: _TypeAlias = _typing.Literal["bootstrap"]  # noqa: Y015
+    _WhichOneofArgType__bootstrap: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap"]  # noqa: Y015
+    _WhichOneofReturnType__bootstrap_epochs: _TypeAlias = _typing.Literal["bootstrap_epochs"]  # noqa: Y015
+    _WhichOneofArgType__bootstrap_epochs: _TypeAlias = _typing.Literal["_bootstrap_epochs", b"_bootstrap_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__ema_decay: _TypeAlias = _typing.Literal["ema_decay"]  # noqa: Y015
+    _WhichOneofArgType__ema_decay: _TypeAlias = _typing.Literal["_ema_decay", b"_ema_decay"]  # noqa: Y015
     _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
     _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015
     _WhichOneofReturnType__max_variance: _TypeAlias = _typing.Literal["max_variance"]  # noqa: Y015
@@ -819,6 +980,12 @@ class LatentSpec(_message.Message):
     _WhichOneofArgType__readout_units: _TypeAlias = _typing.Literal["_readout_units", b"_readout_units"]  # noqa: Y015
     _WhichOneofReturnType__units: _TypeAlias = _typing.Literal["units"]  # noqa: Y015
     _WhichOneofArgType__units: _TypeAlias = _typing.Literal["_units", b"_units"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bootstrap) -> _WhichOneofReturnType__bootstrap | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bootstrap_epochs) -> _WhichOneofReturnType__bootstrap_epochs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ema_decay) -> _WhichOneofReturnType__ema_decay | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__group_size) -> _WhichOneofReturnType__group_size | None: ...
     @_typing.overload
@@ -868,21 +1035,82 @@ class LossSpec(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     POSTERIOR_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    RECONSTRUCTION_FIELD_NUMBER: _builtins.int
+    SPAN_FIELD_NUMBER: _builtins.int
+    BLOCK_WEIGHTS_FIELD_NUMBER: _builtins.int
     name: Global___LossName.ValueType
     posterior: Global___PosteriorName.ValueType
+    samples: _builtins.int
+    """samples are drawn of the posterior for each row; 0 means its mean instead."""
+    similarity: _builtins.float
+    """similarity is the weight of similarity matching."""
+    reconstruction: _builtins.float
+    """reconstruction is the weight of the error of a decoder from a block's output to what it received."""
+    span: _builtins.int
+    """span is the number of blocks that a local loss trains: its own and those before it."""
+    @_builtins.property
+    def block_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """block_weights are the weights of the blocks' losses; absence means 1 each."""
+
     def __init__(
         self,
         *,
         name: Global___LossName.ValueType = ...,
         posterior: Global___PosteriorName.ValueType = ...,
+        samples: _builtins.int | None = ...,
+        similarity: _builtins.float | None = ...,
+        reconstruction: _builtins.float | None = ...,
+        span: _builtins.int | None = ...,
+        block_weights: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reconstruction", b"_reconstruction", "_samples", b"_samples", "_similarity", b"_similarity", "_span", b"_span", "reconstruction", b"reconstruction", "samples", b"samples", "similarity", b"similarity", "span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "posterior", b"posterior"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reconstruction", b"_reconstruction", "_samples", b"_samples", "_similarity", b"_similarity", "_span", b"_span", "block_weights", b"block_weights", "name", b"name", "posterior", b"posterior", "reconstruction", b"reconstruction", "samples", b"samples", "similarity", b"similarity", "span", b"span"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__reconstruction: _TypeAlias = _typing.Literal["reconstruction"]  # noqa: Y015
+    _WhichOneofArgType__reconstruction: _TypeAlias = _typing.Literal["_reconstruction", b"_reconstruction"]  # noqa: Y015
+    _WhichOneofReturnType__samples: _TypeAlias = _typing.Literal["samples"]  # noqa: Y015
+    _WhichOneofArgType__samples: _TypeAlias = _typing.Literal["_samples", b"_samples"]  # noqa: Y015
+    _WhichOneofReturnType__similarity: _TypeAlias = _typing.Literal["similarity"]  # noqa: Y015
+    _WhichOneofArgType__similarity: _TypeAlias = _typing.Literal["_similarity", b"_similarity"]  # noqa: Y015
+    _WhichOneofReturnType__span: _TypeAlias = _typing.Literal["span"]  # noqa: Y015
+    _WhichOneofArgType__span: _TypeAlias = _typing.Literal["_span", b"_span"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reconstruction) -> _WhichOneofReturnType__reconstruction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__samples) -> _WhichOneofReturnType__samples | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__similarity) -> _WhichOneofReturnType__similarity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__span) -> _WhichOneofReturnType__span | None: ...
 
 Global___LossSpec: _TypeAlias = LossSpec  # noqa: Y015
+
+@_typing.final
+class DiagnosticsSpec(_message.Message):
+    """DiagnosticsSpec says what is looked at while blocks train."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PER_EPOCH_FIELD_NUMBER: _builtins.int
+    per_epoch: _builtins.int
+    """per_epoch is the number of times an epoch that each block is examined; 0 means never."""
+    def __init__(
+        self,
+        *,
+        per_epoch: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_per_epoch", b"_per_epoch", "per_epoch", b"per_epoch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_per_epoch", b"_per_epoch", "per_epoch", b"per_epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__per_epoch: _TypeAlias = _typing.Literal["per_epoch"]  # noqa: Y015
+    _WhichOneofArgType__per_epoch: _TypeAlias = _typing.Literal["_per_epoch", b"_per_epoch"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__per_epoch) -> _WhichOneofReturnType__per_epoch | None: ...
+
+Global___DiagnosticsSpec: _TypeAlias = DiagnosticsSpec  # noqa: Y015
 
 @_typing.final
 class MixingSpec(_message.Message):
