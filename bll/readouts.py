@@ -60,7 +60,8 @@ class GridPool(nn.Module):
         self.grid = grid
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        return (images_BCHW.flatten(2) @ self.cells).unflatten(2, self.grid)
+        means = images_BCHW.flatten(2) @ self.cells
+        return means.view(*means.shape[:2], *self.grid)
 
 
 def _cell_means(size: int, cells: int) -> Tensor:
