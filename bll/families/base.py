@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 
@@ -46,6 +47,19 @@ class Family(ABC):
         """E_rho[log beta(z)] up to the message's constant, shape (B, F), in nats."""
 
     @abstractmethod
+    def log_message(self, latent_BD: Tensor, beta_BPD: Tensor) -> Tensor:
+        """log beta(z) at z = `latent_BD` up to the message's constant, shape (B, D), in nats."""
+
+    @abstractmethod
+    def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
+        """A draw of z from each density, shape (B, D), with a gradient to `eta_BPD`.
+
+        Exact (reparametrised) for continuous units. Discrete ones are straight-through: the value is an exact draw,
+        so that a loss keeps its expectation, and the gradient is that of the mean. A relaxed Gumbel draw would bias
+        the value itself, and bring a temperature to choose.
+        """
+
+    @abstractmethod
     def mean(self, eta_BPD: Tensor) -> Tensor:
         """E[z], shape (B, D)."""
 
@@ -65,6 +79,10 @@ class ExponentialFamily(Family):
     def mean_parameters(self, eta_BPD: Tensor) -> Tensor:
         """mu(eta) = grad A(eta) = E[T(z)], shape (B, P, D)."""
 
+    @abstractmethod
+    def statistics(self, latent_BD: Tensor) -> Tensor:
+        """T(z), shape (B, P, D)."""
+
     def log_evidence(self, alpha_BPD: Tensor, beta_BPD: Tensor) -> Tensor:
         return self.log_partition(alpha_BPD + beta_BPD) - self.log_partition(alpha_BPD)
 
@@ -79,6 +97,9 @@ class ExponentialFamily(Family):
     def expected_log_message(self, rho_BPD: Tensor, beta_BPD: Tensor) -> Tensor:
         return (beta_BPD * self.mean_parameters(rho_BPD)).sum(-2)
 
+    def log_message(self, latent_BD: Tensor, beta_BPD: Tensor) -> Tensor:
+        return (beta_BPD * self.statistics(latent_BD)).sum(-2)
+
 
 def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     """A number between `low` and `high`, near 1 at raw = 0.
@@ -88,3 +109,14 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     value = F.softplus(raw + math.log(math.e - 1))
     span = high - low
     return low + span * value / (span + value)
+
+
+def straight_through(draw: Tensor, mean: Tensor) -> Tensor:
+    """The value of `draw`, with the gradient of `mean`."""
+    return draw + (mean - mean.detach())
+
+
+def laplace_noise(like: Tensor, generator: Generator) -> Tensor:
+    """Draws from the Laplace distribution around 0 of scale 1: the difference of two exponential ones."""
+    first, second = (torch.empty_like(like).exponential_(generator=generator) for _ in range(2))
+    return first - second

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from bll.families.base import ExponentialFamily, bounded
+from bll.families.base import ExponentialFamily, bounded, laplace_noise, straight_through
 
 
 class Bernoulli(ExponentialFamily):
@@ -29,6 +29,14 @@ class Bernoulli(ExponentialFamily):
 
     def mean_parameters(self, eta_BPD: Tensor) -> Tensor:
         return torch.sigmoid(eta_BPD)
+
+    def statistics(self, latent_BD: Tensor) -> Tensor:
+        return latent_BD.unsqueeze(-2)
+
+    def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
+        mean_BD = self.mean(eta_BPD)
+        uniform_BD = torch.rand(mean_BD.shape, generator=generator, dtype=mean_BD.dtype)
+        return straight_through((uniform_BD < mean_BD).to(mean_BD.dtype), mean_BD)
 
     def mean(self, eta_BPD: Tensor) -> Tensor:
         return torch.sigmoid(eta_BPD).squeeze(-2)
@@ -66,6 +74,16 @@ class Categorical(ExponentialFamily):
 
     def expected_log_message(self, rho_BPD: Tensor, beta_BPD: Tensor) -> Tensor:
         return self._groups(beta_BPD * self.mean_parameters(rho_BPD)).sum(-1).squeeze(-2)
+
+    def statistics(self, latent_BD: Tensor) -> Tensor:
+        return latent_BD.unsqueeze(-2)
+
+    def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
+        """By the Gumbel-max trick, in each group."""
+        logits = self._groups(eta_BPD.squeeze(-2))
+        gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
+        one_hot = F.one_hot((logits + gumbel).argmax(-1), self.group_size).to(logits.dtype)
+        return straight_through(one_hot.flatten(-2), self.mean(eta_BPD))
 
     def mean(self, eta_BPD: Tensor) -> Tensor:
         return self.mean_parameters(eta_BPD).squeeze(-2)
@@ -107,6 +125,14 @@ class Gaussian(ExponentialFamily):
         mean_BD, variance_BD = self.mean(eta_BPD), self.variance(eta_BPD)
         return torch.stack((mean_BD, mean_BD.square() + variance_BD), dim=-2)
 
+    def statistics(self, latent_BD: Tensor) -> Tensor:
+        return torch.stack((latent_BD, latent_BD.square()), dim=-2)
+
+    def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
+        mean_BD = self.mean(eta_BPD)
+        noise_BD = torch.randn(mean_BD.shape, generator=generator, dtype=mean_BD.dtype)
+        return mean_BD + self.variance(eta_BPD).sqrt() * noise_BD
+
     def mean(self, eta_BPD: Tensor) -> Tensor:
         eta1_BD, eta2_BD = eta_BPD.unbind(-2)
         return eta1_BD / (-2 * eta2_BD)
@@ -131,6 +157,13 @@ class UnitGaussian(ExponentialFamily):
 
     def mean_parameters(self, eta_BPD: Tensor) -> Tensor:
         return eta_BPD
+
+    def statistics(self, latent_BD: Tensor) -> Tensor:
+        return latent_BD.unsqueeze(-2)
+
+    def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
+        mean_BD = self.mean(eta_BPD)
+        return mean_BD + torch.randn(mean_BD.shape, generator=generator, dtype=mean_BD.dtype)
 
     def mean(self, eta_BPD: Tensor) -> Tensor:
         return eta_BPD.squeeze(-2)
@@ -158,6 +191,13 @@ class LaplaceScale(ExponentialFamily):
 
     def mean_parameters(self, eta_BPD: Tensor) -> Tensor:
         return -1 / eta_BPD
+
+    def statistics(self, latent_BD: Tensor) -> Tensor:
+        return latent_BD.abs().unsqueeze(-2)
+
+    def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
+        scale_BD = -1 / eta_BPD.squeeze(-2)
+        return scale_BD * laplace_noise(scale_BD, generator)
 
     def mean(self, eta_BPD: Tensor) -> Tensor:
         return torch.zeros_like(eta_BPD.squeeze(-2))

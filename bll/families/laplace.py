@@ -13,10 +13,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from bll.families.base import Family, bounded
+from bll.families.base import Family, bounded, laplace_noise
 
 
 class Laplace(Family):
@@ -54,6 +54,14 @@ class Laplace(Family):
         location2_BD, rate2_BD = beta_BPD.unbind(-2)
         distance_BD = (location1_BD - location2_BD).abs()
         return -rate2_BD * (distance_BD + torch.exp(-distance_BD * rate1_BD) / rate1_BD)
+
+    def log_message(self, latent_BD: Tensor, beta_BPD: Tensor) -> Tensor:
+        location_BD, rate_BD = beta_BPD.unbind(-2)
+        return -rate_BD * (latent_BD - location_BD).abs()
+
+    def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
+        location_BD, rate_BD = eta_BPD.unbind(-2)
+        return location_BD + laplace_noise(location_BD, generator) / rate_BD
 
     def mean(self, eta_BPD: Tensor) -> Tensor:
         return eta_BPD[..., 0, :]

@@ -236,3 +236,43 @@ def test_extreme_logits_give_finite_values_and_gradients_in_float32() -> None:
     (gradient,) = torch.autograd.grad(kl, raw)
     assert torch.isfinite(kl)
     assert torch.isfinite(gradient).all()
+
+
+@named(CONTINUOUS)
+@given(values=st.tuples(moderate, moderate), z=moderate)
+def test_log_message_is_its_definition(family: Family, values: tuple[float, float], z: float) -> None:
+    message = family.message(raw_of(family, values))
+    found = family.log_message(torch.tensor([[z]], dtype=torch.float64), message)
+    assert float(found) == pytest.approx(log_message(family, message, z), abs=1e-12)
+
+
+@named(FAMILIES)
+def test_draws_have_the_moments_of_their_density(family: Family) -> None:
+    eta = family.natural(raw_of(family, (0.8, -0.6, 0.3)))
+    rows = 40_000
+    draws = family.sample(eta.expand(rows, -1, -1), torch.Generator().manual_seed(0))
+    mean, variance = family.mean(eta)[0], family.variance(eta)[0]
+    assert ((draws.mean(0) - mean).abs() < 5 * (variance / rows).sqrt()).all()
+    torch.testing.assert_close(draws.var(0), variance, rtol=0.06, atol=0)
+    if isinstance(family, Categorical):
+        assert torch.equal(draws.sum(1), torch.ones(rows, dtype=torch.float64))
+    if isinstance(family, Bernoulli | Categorical):
+        assert set(draws.flatten().tolist()) == {0.0, 1.0}
+
+
+@named(CONTINUOUS)
+def test_gradient_of_a_draw_is_exact(family: Family) -> None:
+    raw = raw_of(family, (0.7, -0.4)).requires_grad_()
+
+    def draw(raw: torch.Tensor) -> torch.Tensor:
+        return family.sample(family.natural(raw), torch.Generator().manual_seed(3))
+
+    assert torch.autograd.gradcheck(draw, raw)
+
+
+@named([Bernoulli(), Categorical(3)])
+def test_gradient_of_a_discrete_draw_is_that_of_its_mean(family: Family) -> None:
+    eta = family.natural(raw_of(family, (0.7, -0.4, 0.2))).requires_grad_()
+    weight = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)[: eta.shape[-1]]
+    found = torch.autograd.grad((weight * family.sample(eta, torch.Generator().manual_seed(1))).sum(), eta)
+    torch.testing.assert_close(found, torch.autograd.grad((weight * family.mean(eta)).sum(), eta))
