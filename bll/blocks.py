@@ -15,7 +15,7 @@ from bll.architectures.modules import UserPlan
 from bll.choices import TwinName
 from bll.families import make_family
 from bll.plan import Plan
-from bll.readouts import Readout
+from bll.readouts import Readout, latent_units, make_readout
 from bll.seeding import derive, global_generator
 from bll.twins import ChainTwin, TableTwin, make_twin
 
@@ -72,10 +72,12 @@ def build_block(plan: Plan, index: int, statistics: tuple[np.ndarray, np.ndarray
     modules += [_build_layer(layers[i], config.seed, i) for i in range(first, last)]
     family = make_family(config.latent)
     with global_generator(derive(config.seed, "readout", index)):
-        readout = Readout(plan.blocks[index].output_shape, family, config.latent)
-    chained = config.backward.twin is TwinName.CHAIN and index + 1 < plan.num_blocks
+        readout = make_readout(plan.blocks[index].output_shape, family, config.latent)
+    right_units = None
+    if config.backward.twin is TwinName.CHAIN and index + 1 < plan.num_blocks:
+        right_units = latent_units(plan.blocks[index + 1].output_shape, config.latent)
     with global_generator(derive(config.seed, "twin", index)):
-        twin = make_twin(plan.num_classes, family, config.latent.units, has_right=chained)
+        twin = make_twin(plan.num_classes, family, readout.units, right_units=right_units)
     return Block(nn.Sequential(*modules), readout, twin)
 
 

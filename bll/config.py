@@ -74,8 +74,7 @@ class NetworkConfig:
     widths: tuple[int, ...] = ()
     """Units or channels, 1 to 8192; empty = the architecture's own. One entry a layer of `mlp` and `residual_cnn`
     (which has one layer more, its stem, and halves the image where it widens), one for each of the four stages of a
-    resnet, of `efficientnet_small` the stem, seven stages and the head, of `conv_autoencoder` its halving
-    convolutions and last its bottleneck (each of these layers has a mirror), and equal ones, one a layer, of
+    resnet, of `efficientnet_small` the stem, seven stages and the head, and equal ones, one a layer, of
     `transformer`."""
     stem_stride: int = 1
     """1 (small images) or 2: a 3x3 convolution of this stride; 4 (ImageNet's, resnets only): a 7x7 convolution and
@@ -161,13 +160,16 @@ class LatentConfig:
         rules.whole("readout_units", self.readout_units, 1, 65536)
         rules.whole("readout_grid", self.readout_grid, 1, 32)
         rules.whole("group_size", self.group_size, 2, 65536)
-        if self.family is FamilyName.CATEGORICAL and not rules.violations and self.units % self.group_size:
+        grouped = self.family is FamilyName.CATEGORICAL and self.readout is not ReadoutName.IDENTITY
+        if grouped and not rules.violations and self.units % self.group_size:
             rules.fail("group_size", f"must divide latent.units = {self.units}, got {self.group_size}")
         rules.within("min_variance", self.min_variance, 1e-6, 1.0)
         rules.within("max_variance", self.max_variance, 1.0, 1e6)
         rules.member("message", self.message, MessageName)
         if self.message is not MessageName.OUTPUT and self.readout is not ReadoutName.IDENTITY:
             rules.fail("message", f"must be 'output' for readout {shown(self.readout)}, got {shown(self.message)}")
+        if self.family is FamilyName.LAPLACE_SCALE and self.message in (MessageName.MEAN, MessageName.SAMPLE):
+            rules.fail("message", f"must be 'output' or 'natural' for a family of mean 0, got {shown(self.message)}")
         sends_mean = self.message is MessageName.MEAN
         if rules.within("bootstrap", self.bootstrap, 0.0, 1.0) and self.bootstrap and not sends_mean:
             rules.fail("bootstrap", f"must be 0 for message {shown(self.message)}, got {self.bootstrap:g}")

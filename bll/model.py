@@ -22,6 +22,7 @@ from bll.losses import Objective
 from bll.manifest import Manifest
 from bll.plan import Plan
 from bll.readouts import Readout
+from bll.sending import Sender
 from bll.twins import ClassTable
 from bll.uncertainty import Prediction, predict
 
@@ -32,10 +33,16 @@ class Network(nn.Module):
     """All forward blocks in a row, with an exit at each boundary. The backward network is folded into its tables."""
 
     def __init__(
-        self, objective: Objective, layers: list[nn.Sequential], readouts: list[Readout], tables: list[ClassTable]
+        self,
+        objective: Objective,
+        senders: list[Sender],
+        layers: list[nn.Sequential],
+        readouts: list[Readout],
+        tables: list[ClassTable],
     ) -> None:
         super().__init__()
         self.objective = objective
+        self.senders = senders
         self.blocks = nn.ModuleList(layers)
         self.readouts = nn.ModuleList(readouts)
         for index, (beta_CPD, offset_C) in enumerate(tables):
@@ -51,10 +58,11 @@ class Network(nn.Module):
 
     def forward(self, inputs: Tensor) -> Prediction:
         """The prediction for plain samples, images in [0, 1]."""
-        hidden, alphas = inputs, []
-        for layers, readout in zip(self.blocks, self.readouts, strict=True):
-            hidden = layers(hidden)
-            alphas.append(readout(hidden))
+        received, alphas = inputs, []
+        for sender, layers, readout in zip(self.senders, self.blocks, self.readouts, strict=True):
+            output = layers(received)
+            alphas.append(readout(output))
+            received = sender.message(output, alphas[-1])
         return predict(self.objective, alphas, self.tables())
 
 
@@ -73,7 +81,7 @@ class TrainedModel:
         step = checkpoint.newest(run_dir, config_digest)
         if step is None:
             raise CheckpointError(f"{run_dir}: holds no checkpoint")
-        layers, readouts, tables = [], [], []
+        senders, layers, readouts, tables = [], [], [], []
         for index in range(plan.num_blocks):
             tensors = checkpoint.load_block(run_dir, step, index, config_digest)
             block = build_block(plan, index)
@@ -81,11 +89,12 @@ class TrainedModel:
                 block.load_state_dict(checkpoint.below("block.", tensors))
             except RuntimeError as error:
                 raise CheckpointError(f"{run_dir}: step {step} does not fit block {index}: {error}") from error
+            senders.append(Sender(block.readout.family, plan.config, index))
             layers.append(block.layers)
             readouts.append(block.readout)
             tables.append(ClassTable(tensors["table.beta_CPD"], tensors["table.offset_C"]))
         objective = Objective(readouts[0].family, plan.config.loss)
-        return cls(plan, Network(objective, layers, readouts, tables), root)
+        return cls(plan, Network(objective, senders, layers, readouts, tables), root)
 
     @torch.no_grad()
     def predict(self, inputs: np.ndarray) -> dict[str, np.ndarray]:

@@ -14,15 +14,16 @@ from torch import nn
 from bll import data
 from bll.architectures import Layer, make_layers, with_widths
 from bll.architectures.modules import Layers, UserNetwork, UserPlan, user_network
-from bll.choices import Balance, ExecutorName, FamilyName, TwinName
+from bll.choices import Balance, ExecutorName, FamilyName, MessageName, TwinName
 from bll.combinations import settled
 from bll.config import NetworkConfig, TrainingConfig
 from bll.costs import Cost, measure, step_times_s
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
 from bll.plan import BlockPlan, Plan
-from bll.readouts import Readout
+from bll.readouts import latent_units, make_readout
 from bll.seeding import global_generator
+from bll.sending import message_shape
 from bll.twins import make_twin
 
 _FLOAT_BYTES = 4
@@ -68,10 +69,12 @@ def resolve(
             checkpoint_steps=config.executor.checkpoint_steps or steps_per_epoch,
         ),
     )
+    _check_messages(resolved, layers, costs)
     starts, ends = (0, *cuts), (*cuts, len(layers))
+    right_shapes = [costs[end - 1].output_shape for end in ends[1:]]
     blocks = tuple(
-        _block_plan(resolved, layers, costs, start, end, info.input_shape, len(info.class_names))
-        for start, end in zip(starts, ends, strict=True)
+        _block_plan(resolved, layers, costs, start, end, info.input_shape, right_shape, len(info.class_names))
+        for start, end, right_shape in zip(starts, ends, (*right_shapes, None), strict=True)
     )
     plan = Plan(
         config=resolved,
@@ -169,6 +172,26 @@ def _layer_costs(layers: Sequence[Layer], input_shape: tuple[int, ...]) -> list[
     return costs
 
 
+def _check_messages(config: TrainingConfig, layers: Sequence[Layer], costs: Sequence[Cost]) -> None:
+    """Raises InvalidConfig if a layer after a cut cannot take messages of another shape than its block's output."""
+    family = make_family(config.latent)
+    if config.latent.message is not MessageName.NATURAL or family.num_parameters == 1:
+        return
+    for cut in config.blocks.cuts:
+        shape = message_shape(costs[cut - 1].output_shape, family, config.latent)
+        try:
+            with torch.device("meta"):
+                fits = measure(layers[cut].build().to("meta"), shape).output_shape == costs[cut].output_shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            rule = (
+                f"must be another than 'natural' for a family of {family.num_parameters} parameters: layer {cut}, "
+                f"{layers[cut].name!r}, cannot take messages of shape {list(shape)}, got 'natural'"
+            )
+            raise InvalidConfig([Violation("latent.message", rule)])
+
+
 def _block_plan(
     config: TrainingConfig,
     layers: Sequence[Layer],
@@ -176,21 +199,24 @@ def _block_plan(
     start: int,
     end: int,
     input_shape: tuple[int, ...],
+    right_shape: tuple[int, ...] | None,
     num_classes: int,
 ) -> BlockPlan:
-    family = make_family(config.latent)
-    chained = config.backward.twin is TwinName.CHAIN and end < len(layers)
-    received = costs[start - 1].output_shape if start else input_shape
+    """The plan of layers `start` to `end`; `right_shape` is the next block's output's."""
+    family, output_shape = make_family(config.latent), costs[end - 1].output_shape
+    received = message_shape(costs[start - 1].output_shape, family, config.latent) if start else input_shape
+    chained = config.backward.twin is TwinName.CHAIN and right_shape is not None
     with torch.device("meta"):
-        readout = measure(Readout(costs[end - 1].output_shape, family, config.latent), costs[end - 1].output_shape)
-        twin = make_twin(num_classes, family, config.latent.units, has_right=chained)
-    own = [*costs[start:end], readout]
+        readout = make_readout(output_shape, family, config.latent)
+        right_units = latent_units(right_shape, config.latent) if chained and right_shape else None
+        twin = make_twin(num_classes, family, readout.units, right_units=right_units)
+    own = [*costs[start:end], measure(readout, output_shape)]
     return BlockPlan(
         first_layer=start,
         layers=tuple(layer.name for layer in layers[start:end]),
         parameters=sum(cost.parameters for cost in own) + sum(p.numel() for p in twin.parameters()),
         flops=sum(cost.flops for cost in own),
-        output_shape=costs[end - 1].output_shape,
+        output_shape=output_shape,
         activation_bytes=math.prod(received) * _FLOAT_BYTES + sum(cost.activation_bytes for cost in own),
     )
 

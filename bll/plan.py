@@ -18,7 +18,8 @@ class BlockPlan:
     flops: int
     """Multiply-adds of one sample's forward pass through layers and readout, times two."""
     output_shape: tuple[int, ...]
-    """Shape of one sample of the message that it sends on."""
+    """Shape of one sample of its output, and so of the message that it sends on (but of a `natural` one that has two
+    parameters a unit)."""
     activation_bytes: int
     """What a training step keeps of one sample until its backward pass: the message received, and what its layers
     and readout save."""

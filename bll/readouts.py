@@ -1,47 +1,107 @@
 """Readouts: from a block's output to the natural parameters of alpha_k(z_k).
 
-The readout's latent is what is matched with the backward message; the next block receives the block's output itself.
-Shapes: B batch, F features, P natural parameters per unit, D units.
+The readout's latent is what is matched with the backward message; what the next block receives is made in
+`bll.sending`. Shapes: B batch, F features, P natural parameters per unit, D units.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
-from bll.choices import ReadoutName
+from bll.choices import FamilyName, ReadoutName
 from bll.config import LatentConfig
+from bll.errors import InvalidConfig, Violation
 from bll.families import Family
 
+_HIDDEN_LAYERS = {ReadoutName.LINEAR: 0, ReadoutName.HIDDEN: 1, ReadoutName.DEEP: 2, ReadoutName.CONV: 1}
 
-class Readout(nn.Module):
-    """Pools an image to a coarse grid, flattens, maps to natural parameters through zero or one hidden layer."""
 
-    def __init__(self, input_shape: tuple[int, ...], family: Family, config: LatentConfig) -> None:
+class Readout(nn.Module, ABC):
+    """Map from a block's output to alpha_k's natural parameters."""
+
+    def __init__(self, family: Family, units: int) -> None:
         super().__init__()
         self.family = family
-        self.units = config.units
+        self.units = units
+        """D, units of the latent."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """alpha_k's natural parameters, shape (B, P, D)."""
+        return self.family.natural(self.raw(hidden))
+
+    @abstractmethod
+    def raw(self, hidden: Tensor) -> Tensor:
+        """Any real numbers, shape (B, P, D), of which the family makes natural parameters."""
+
+
+class LayeredReadout(Readout):
+    """Pools an image to a coarse grid, flattens, maps to natural parameters through up to two hidden layers.
+
+    `conv` first runs a 3x3 convolution over the image, at its own resolution.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], family: Family, config: LatentConfig) -> None:
+        super().__init__(family, config.units)
         layers: list[nn.Module] = []
-        features = math.prod(input_shape)
+        features, hidden = math.prod(input_shape), config.readout_units
         if len(input_shape) == 3:
             channels, height, width = input_shape
+            if config.readout is ReadoutName.CONV:
+                layers += [nn.Conv2d(channels, hidden, 3, padding=1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU()]
+                channels = hidden
             grid = (min(config.readout_grid, height), min(config.readout_grid, width))
             layers.append(GridPool((height, width), grid))
             features = channels * grid[0] * grid[1]
         layers.append(nn.Flatten())
-        outputs = family.num_parameters * config.units
-        if config.readout is ReadoutName.HIDDEN:
-            layers += [nn.Linear(features, config.readout_units), nn.BatchNorm1d(config.readout_units), nn.ReLU()]
-            features = config.readout_units
-        layers.append(nn.Linear(features, outputs))
+        for _ in range(_HIDDEN_LAYERS[config.readout]):
+            layers += [nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
+            features = hidden
+        layers.append(nn.Linear(features, family.num_parameters * config.units))
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """alpha_k's natural parameters, shape (B, P, D)."""
-        raw = self.layers(hidden).unflatten(1, (self.family.num_parameters, self.units))
-        return self.family.natural(raw)
+    def raw(self, hidden: Tensor) -> Tensor:
+        return torch.unflatten(self.layers(hidden), 1, (self.family.num_parameters, self.units))
+
+
+class IdentityReadout(Readout):
+    """The block's output itself, flattened: each number is a unit, scaled and shifted on its own for each parameter.
+
+    The paper's reading of a network: what a layer puts out are the natural parameters of its latent.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], family: Family) -> None:
+        super().__init__(family, math.prod(input_shape))
+        # Vectors, so that weight decay leaves them alone as it does those of a normalisation. A second parameter
+        # starts from its shift alone: the same variance for every unit and sample.
+        seconds = torch.zeros((family.num_parameters - 1) * self.units)
+        self.scale = nn.Parameter(torch.cat((torch.ones(self.units), seconds)))
+        self.shift = nn.Parameter(torch.zeros(family.num_parameters * self.units))
+
+    def raw(self, hidden: Tensor) -> Tensor:
+        shape = (self.family.num_parameters, self.units)
+        return hidden.flatten(1).unsqueeze(1) * self.scale.view(shape) + self.shift.view(shape)
+
+
+def make_readout(input_shape: tuple[int, ...], family: Family, config: LatentConfig) -> Readout:
+    """The readout of a block whose output has `input_shape`. Raises InvalidConfig if it cannot have that readout."""
+    if config.readout is ReadoutName.IDENTITY:
+        if config.family is FamilyName.CATEGORICAL and math.prod(input_shape) % config.group_size:
+            rule = f"must divide a block's {math.prod(input_shape)} outputs with readout 'identity'"
+            raise InvalidConfig([Violation("latent.group_size", f"{rule}, got {config.group_size}")])
+        return IdentityReadout(input_shape, family)
+    if config.readout is ReadoutName.CONV and len(input_shape) != 3:
+        rule = f"must be another than 'conv' where a block's output is no image but {list(input_shape)}, got 'conv'"
+        raise InvalidConfig([Violation("latent.readout", rule)])
+    return LayeredReadout(input_shape, family, config)
+
+
+def latent_units(output_shape: tuple[int, ...], config: LatentConfig) -> int:
+    """D of the latent of a block whose output has `output_shape`."""
+    return math.prod(output_shape) if config.readout is ReadoutName.IDENTITY else config.units
 
 
 class GridPool(nn.Module):

@@ -42,22 +42,23 @@ class TableTwin(nn.Module):
 class ChainTwin(nn.Module):
     """b_k(y) = g_k(b_{k+1}(y)): one hidden layer between the tables of two neighbouring boundaries."""
 
-    def __init__(self, num_classes: int, family: Family, units: int) -> None:
+    def __init__(self, num_classes: int, family: Family, units: int, right_units: int) -> None:
         super().__init__()
         self.family = family
         self.units = units
-        width = family.num_parameters * units
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        right, width = family.num_parameters * right_units, family.num_parameters * units
+        self.layers = nn.Sequential(nn.LayerNorm(right), nn.Linear(right, width), nn.GELU(), nn.Linear(width, width))
         self.offset = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, right: Tensor | None) -> ClassTable:
-        """The class table from that of the block to the right, `right`, of shape (C, P, D) and without a graph."""
+        """The class table from that of the block to the right, `right`, without a graph."""
         assert right is not None, "a chain twin needs the table of the next block"
         raw = self.layers(right.flatten(1)).unflatten(1, (self.family.num_parameters, self.units))
         return ClassTable(self.family.message(raw), self.offset)
 
 
-def make_twin(num_classes: int, family: Family, units: int, *, has_right: bool) -> TableTwin | ChainTwin:
-    """The twin of one block; `has_right`: it receives tables from the next block."""
-    kind = ChainTwin if has_right else TableTwin
-    return kind(num_classes, family, units)
+def make_twin(num_classes: int, family: Family, units: int, *, right_units: int | None) -> TableTwin | ChainTwin:
+    """The twin of one block; `right_units`: units of the next block's latent, if tables come from there."""
+    if right_units is None:
+        return TableTwin(num_classes, family, units)
+    return ChainTwin(num_classes, family, units, right_units)

@@ -33,6 +33,7 @@ from bll.optimizers import BlockOptimizer
 from bll.plan import Plan
 from bll.progress import ProgressMeter
 from bll.seeding import derive
+from bll.sending import Sender
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class BlockWorker:
         self.is_first = index == 0
         self.block = build_block(run.plan, index, data.statistics(dataset.train) if self.is_first else None)
         self.objective = Objective(self.block.readout.family, self.config.loss)
+        self.sender = Sender(self.block.readout.family, self.config, index)
         self.mixing = Mixing(self.config.mixing)
         self.optimizer = BlockOptimizer(self.block, self.config.optimizer, run.plan.total_steps)
         self.dataset = dataset
@@ -144,17 +146,22 @@ class BlockWorker:
         epoch, config = step // self.plan.steps_per_epoch, self.config
         rows = self._rows(epoch, step % self.plan.steps_per_epoch)
         targets_B = self.train_targets[rows]
-        hidden = self._training_inputs(step, rows) if self.is_first else self._take(Kind.TRAIN, step)[0]
+        received = self._training_inputs(step, rows) if self.is_first else self._take(Kind.TRAIN, step)[0]
         right = self._right_table(step)
-        block = self.block
+        block, sender = self.block, self.sender
         block.train()
         block.seed_dropout(derive(config.seed, "dropout", self.index, step))
-        hidden = block.layers(hidden)
-        if self.links.outbox:  # before any backward pass: the next block need not wait for it
-            self.links.outbox.send(Packet(Kind.TRAIN, epoch, step, (hidden.detach(),)))
-        alpha_BPD = block.readout(hidden)
+        output = block.layers(received)
+        if not sender.reads_latent:
+            self._send(epoch, step, sender.of_output(output))
+        alpha_BPD = block.readout(output)
         table = block.twin(right)
         mixing = self.mixing.at(epoch)
+        if sender.reads_latent and self.links.outbox:
+            with torch.no_grad():
+                beta_BPD = table.beta_CPD[targets_B]
+                message = sender.training_message(output, alpha_BPD, beta_BPD, mixing, epoch, step)
+            self._send(epoch, step, message)
         local = self.objective.loss(alpha_BPD, table, targets_B, mixing)
         self.progress.add(local, targets_B)
         if self.progress.is_due(step + 1):
@@ -166,6 +173,11 @@ class BlockWorker:
         if (step + 1) % self.plan.steps_per_epoch == 0:
             self.mixing.end_epoch()
         self._publish_table(step + 1)
+
+    def _send(self, epoch: int, step: int, message: Tensor) -> None:
+        """Before any backward pass: the next block need not wait for it."""
+        if self.links.outbox:
+            self.links.outbox.send(Packet(Kind.TRAIN, epoch, step, (message.detach(),)))
 
     def _training_inputs(self, step: int, rows: Tensor) -> Tensor:
         inputs = torch.from_numpy(data.as_float(self.dataset.train.inputs[rows.numpy()]))
@@ -195,14 +207,16 @@ class BlockWorker:
         else:
             hidden, *exits = self._take(Kind.EVALUATE, batch)
         self.block.eval()
-        hidden = self.block.layers(hidden)
+        output = self.block.layers(hidden)
+        alpha_BPD = self.block.readout(output)
         table = self.block.twin(self._right_table(step))
-        exit_BC = self.objective.exit_log_probs(self.block.readout(hidden), table)
+        exit_BC = self.objective.exit_log_probs(alpha_BPD, table)
         exits_KBC = torch.cat((*exits, exit_BC.unsqueeze(0)))
         self.progress.restart_clock()
         epoch = step // self.plan.steps_per_epoch - 1
         if self.links.outbox:
-            self.links.outbox.send(Packet(Kind.EVALUATE, epoch, batch, (hidden, exits_KBC)))
+            message = self.sender.message(output, alpha_BPD)
+            self.links.outbox.send(Packet(Kind.EVALUATE, epoch, batch, (message, exits_KBC)))
             return
         if batch == 0:
             self.evaluation = EvaluationMeter("validation", self.plan.num_blocks, self.plan.num_classes)

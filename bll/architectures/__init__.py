@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import entry_points
 
-from bll.architectures.conv_autoencoder import CONV_AUTOENCODER
 from bll.architectures.efficientnet import EFFICIENTNET_SMALL
 from bll.architectures.layers import Architecture, Layer
 from bll.architectures.mlp import MLP
@@ -27,7 +26,6 @@ _BUILT_IN = {
     "resnet50": RESNET50,
     "resnet101": RESNET101,
     "efficientnet_small": EFFICIENTNET_SMALL,
-    "conv_autoencoder": CONV_AUTOENCODER,
 }
 _GROUP = "bll.architectures"
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import torch
 
 from bll.choices import TwinName
+from bll.families import make_family
 from bll.messages import Channel
 from bll.plan import Plan
+from bll.readouts import latent_units
+from bll.sending import message_shape
 from bll.worker import Links, Run, WorkerEvent
 
 
@@ -44,15 +48,16 @@ def wire(
     stop_requested: Callable[[], bool],
 ) -> list[Links]:
     """The connections of every block, over channels from `make_channel(slots, largest packet in bytes)`."""
-    config, batch = plan.config, plan.config.batch_size
+    config, batch, family = plan.config, plan.config.batch_size, make_family(plan.config.latent)
     rightward: list[C | None] = [None]
     leftward: list[C | None] = []
-    for index, block in enumerate(plan.blocks[:-1]):
-        scalars = batch * (math.prod(block.output_shape) + (index + 1) * plan.num_classes)
+    for index, (block, right) in enumerate(pairwise(plan.blocks)):
+        message = math.prod(message_shape(block.output_shape, family, config.latent))
+        scalars = batch * (message + (index + 1) * plan.num_classes)
         rightward.append(make_channel(config.executor.messages_in_flight, 4 * scalars))
         if config.backward.twin is TwinName.CHAIN:
             # At most delay + 1 versions wait while their block is ahead, and one is on its way at each end.
-            table = plan.num_classes * 2 * config.latent.units
+            table = plan.num_classes * family.num_parameters * latent_units(right.output_shape, config.latent)
             leftward.append(make_channel(config.backward.delay_steps + 3, 4 * table))
         else:
             leftward.append(None)

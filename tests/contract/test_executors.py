@@ -50,6 +50,17 @@ SPECS: dict[str, dict[str, Any]] = {
         "mixing": {"schedule": "auto", "start": 0.1, "end": 1.0, "ramp_epochs": 2},
         "epochs": 4,
     },
+    "identity_chain_bootstrap_normalised": {
+        "network": {"architecture": "mlp", "widths": [16, 12, 8]},
+        "blocks": {"num_blocks": 3, "normalize_messages": True},
+        "latent": {"readout": "identity", "message": "mean", "bootstrap": 0.5, "bootstrap_epochs": 2},
+        "backward": {"twin": "chain", "delay_steps": 2},
+    },
+    "identity_samples": {
+        "network": {"widths": [4]},
+        "blocks": {"num_blocks": 2},
+        "latent": {"family": "gaussian", "readout": "identity", "message": "sample"},
+    },
     "one_block": {"network": {"architecture": "mlp", "widths": [16]}, "blocks": {"num_blocks": 1}},
     "two_threads_a_block": {
         "network": {"widths": [4, 8]},
@@ -118,10 +129,10 @@ def test_weights_are_bit_identical_to_the_sequential_loop(
 
 
 @every_executor
+@pytest.mark.parametrize("key", ["chain_dropout_augmentation_cnn", "identity_chain_bootstrap_normalised"])
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    name: ExecutorName, reference: dict[str, tuple[str, list[Event]]], tmp_path: Path
+    name: ExecutorName, key: str, reference: dict[str, tuple[str, list[Event]]], tmp_path: Path
 ) -> None:
-    key = "chain_dropout_augmentation_cnn"
     plan = plan_of(SPECS[key], name)
     first = train(plan, tmp_path, stop_after=2)
     end = first[-1]
