@@ -2,11 +2,12 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: demo test check protos bench-demo-network venv
+.PHONY: demo test check protos bench-demo-network bench-method venv
 .DEFAULT_GOAL := test
 
 demo: venv
@@ -32,6 +33,9 @@ protos: venv
 
 bench-demo-network: venv
 	$(bin)/python -m benchmarks.method.demo_network
+
+bench-method: venv
+	$(bin)/python -m benchmarks.method run $(BENCH_ARGS)
 
 venv: $(installed)
 

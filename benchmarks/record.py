@@ -39,14 +39,9 @@ def write(area: str, name: str, command: str, seeds: list[int], rows: list[Row],
     values = {
         "name": name,
         "command": command,
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {
-            "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
-            "python": platform.python_version(),
-            "torch": metadata.version("torch"),
-        },
+        "machine": machine(),
         "seeds": seeds,
         "rows": [asdict(row) | {"holds": _holds(row)} for row in rows],
         "notes": notes,
@@ -57,6 +52,22 @@ def write(area: str, name: str, command: str, seeds: list[int], rows: list[Row],
     return path
 
 
+def commit() -> str:
+    """What is checked out, and whether source differs from it; results written since are no such change."""
+    changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!docs/results.md")
+    return _git("rev-parse", "HEAD") + ("+changes" if changed else "")
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were measured on."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+    }
+
+
 def _holds(row: Row) -> bool | None:
     if row.target is None:
         return None
@@ -64,7 +75,8 @@ def _holds(row: Row) -> bool | None:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _cpu() -> str:

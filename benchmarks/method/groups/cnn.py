@@ -1,0 +1,124 @@
+"""The residual CNN: the headline, its placements, what closes its gap to backprop."""
+
+from benchmarks.method.groups.specs import (
+    ALL_EXITS,
+    BACKPROP,
+    CNN,
+    LOCAL_CLASSIFIERS,
+    LOCAL_CLASSIFIERS_EVIDENCE,
+    PLAIN,
+    family,
+)
+from benchmarks.method.trials import Claim, Contender, Group, Spec, merged
+
+_WIDER: Spec = {"network": {"widths": [16, 16, 32, 32, 68, 68]}}
+"""Backprop's network is widened until its forward pass costs what that of four blocks with their readouts does."""
+_SMALL_READOUT: Spec = {"latent": {"readout_units": 64}}
+
+_THREE_SEEDS: dict[str, Spec] = {
+    "bll": {},
+    "backprop": BACKPROP,
+    "backprop-plain": PLAIN,
+    "backprop-all-exits": ALL_EXITS,
+    "bll-gaussian": family("gaussian"),
+    "bll-small-readout": _SMALL_READOUT,
+    "local_classifiers": LOCAL_CLASSIFIERS,
+    "backprop-wider": merged(BACKPROP, _WIDER),
+}
+_ONE_SEED: dict[str, Spec] = {
+    "predsim": {"rule": "predsim"},
+    "prototype": {"rule": "prototype"},
+    "local_classifiers_evidence": LOCAL_CLASSIFIERS_EVIDENCE,
+    "backprop-plain-wider": merged(PLAIN, _WIDER),
+}
+
+CNN_RULES = Group(
+    name="cnn",
+    title="Residual CNN in four blocks",
+    contenders={name: Contender(merged(CNN, change)) for name, change in _THREE_SEEDS.items()}
+    | {name: Contender(merged(CNN, change), seeds=(0,)) for name, change in _ONE_SEED.items()},
+    claims=(
+        Claim("bll:mixture", "accuracy", against="backprop-plain:last", target=0.0),
+        Claim("bll:mixture", "nll", against="backprop-plain:last", target=0.0, op="<="),
+        Claim("bll:mixture", "accuracy", against="backprop:last", target=-0.003),
+        Claim("bll:mixture", "accuracy", against="backprop-all-exits:mixture", target=-0.003),
+        Claim("bll:mixture", "accuracy", against="backprop-wider:last", target=-0.003),
+        Claim("bll:last", "accuracy", against="bll:first", target=0.005),
+        Claim("bll-small-readout:last", "accuracy", against="bll-small-readout:first", target=0.005),
+        Claim("bll:mixture", "ece", target=0.015, op="<="),
+        Claim("bll:mixture", "accuracy", against="local_classifiers:mixture"),
+        Claim("bll:mixture", "nll", against="local_classifiers:mixture"),
+        Claim("bll-gaussian:mixture", "accuracy", against="backprop-plain:last", target=0.0),
+        Claim("bll-small-readout:mixture", "accuracy", against="backprop-plain:last", target=0.0),
+    ),
+    notes="Random shifts and mirrorings for all. `backprop` and `-wider` have the last exit's readout of BLL, "
+    "`-plain` a linear softmax on pooled features, `-all-exits` all of BLL's exits without a detach.",
+)
+
+_EIGHT_LAYERS = merged(CNN, {"network": {"widths": [16, 16, 16, 32, 32, 64, 64]}, "epochs": 10})
+
+_PLACEMENTS: dict[str, Spec] = {
+    "one": {"blocks": {"num_blocks": 1}},
+    "two": {"blocks": {"num_blocks": 2}},
+    "four-equal-flops": {},
+    "eight": {"blocks": {"num_blocks": 8}},
+    "four-equal-parameters": {"blocks": {"balance": "parameters"}},
+    "four-equal-layers": {"blocks": {"balance": "layers"}},
+    "four-cut-early": {"blocks": {"cuts": [1, 2, 3]}},
+    "backprop": BACKPROP,
+}
+
+BLOCKS = Group(
+    name="blocks",
+    title="Number of blocks and placement of cuts: residual CNN of eight layers, 10 epochs",
+    contenders={name: Contender(merged(_EIGHT_LAYERS, change), seeds=(0, 1)) for name, change in _PLACEMENTS.items()},
+    claims=tuple(
+        Claim(f"{name}:mixture", "accuracy", against="backprop:last") for name in _PLACEMENTS if name != "backprop"
+    ),
+)
+
+_SHORT = merged(CNN, {"data": {"train_rows": 30_000}, "epochs": 6})
+_LARGE: Spec = {"readout_units": 256, "readout_grid": 4}
+
+GAP = Group(
+    name="gap",
+    title="What closes the gap to backprop: residual CNN, 30k rows, 6 epochs",
+    contenders={
+        name: Contender(merged(_SHORT, change), seeds=(0, 1))
+        for name, change in {
+            "bll": {},
+            "backprop": BACKPROP,
+            "backprop-plain": PLAIN,
+            "backprop-all-exits": ALL_EXITS,
+            "readout-64": _SMALL_READOUT,
+            "readout-256-grid-4": {"latent": _LARGE},
+            "readout-deep": {"latent": {"readout": "deep"}},
+            "readout-deep-256-grid-4": {"latent": {"readout": "deep", **_LARGE}},
+            "readout-conv": {"latent": {"readout": "conv", "readout_units": 64}},
+            "readout-linear": {"latent": {"readout": "linear"}},
+            "readout-next-layer": {"latent": {"readout": "next_layer"}},
+            "overlapping-pairs": {"loss": {"span": 2}},
+            "similarity-0.5": {"loss": {"similarity": 0.5}},
+            "reconstruction-0.1": {"loss": {"reconstruction": 0.1}},
+            "reconstruction-1": {"loss": {"reconstruction": 1.0}},
+            "normalised-messages": {"blocks": {"normalize_messages": True}},
+            "later-blocks-weigh-more": {"loss": {"block_weights": [0.25, 0.5, 1.0, 1.0]}},
+            "units-128": {"latent": {"units": 128}},
+            "gaussian": family("gaussian"),
+        }.items()
+    },
+    claims=tuple(
+        Claim(f"{name}:mixture", score, against="bll:mixture")
+        for name in (
+            "readout-256-grid-4",
+            "readout-deep",
+            "readout-conv",
+            "readout-next-layer",
+            "overlapping-pairs",
+            "similarity-0.5",
+            "reconstruction-1",
+            "normalised-messages",
+        )
+        for score in ("accuracy", "nll")
+    ),
+)
