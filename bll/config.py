@@ -74,7 +74,8 @@ class NetworkConfig:
     widths: tuple[int, ...] = ()
     """Units or channels, 1 to 8192; empty = the architecture's own. One entry a layer of `mlp` and `residual_cnn`
     (which has one layer more, its stem, and halves the image where it widens), one for each of the four stages of a
-    resnet, of `efficientnet_small` the stem, seven stages and the head, and equal ones, one a layer, of
+    resnet, of `efficientnet_small` the stem, seven stages and the head, of `conv_autoencoder` its halving
+    convolutions and last its bottleneck (each of these layers has a mirror), and equal ones, one a layer, of
     `transformer`."""
     stem_stride: int = 1
     """1 (small images) or 2: a 3x3 convolution of this stride; 4 (ImageNet's, resnets only): a 7x7 convolution and

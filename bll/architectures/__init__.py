@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import entry_points
 
+from bll.architectures.conv_autoencoder import CONV_AUTOENCODER
 from bll.architectures.efficientnet import EFFICIENTNET_SMALL
 from bll.architectures.layers import Architecture, Layer
 from bll.architectures.mlp import MLP
@@ -26,6 +27,7 @@ _BUILT_IN = {
     "resnet50": RESNET50,
     "resnet101": RESNET101,
     "efficientnet_small": EFFICIENTNET_SMALL,
+    "conv_autoencoder": CONV_AUTOENCODER,
 }
 _GROUP = "bll.architectures"
 

@@ -20,7 +20,7 @@ from bll.export import TOLERANCE, export
 from bll.plain import from_dict
 from bll.training import fit
 
-IMAGES = ("residual_cnn", "resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_small")
+IMAGES = ("residual_cnn", "resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_small", "conv_autoencoder")
 RESNETS = IMAGES[1:5]
 
 
@@ -68,6 +68,21 @@ def test_small_images_shrink_by_the_stem_and_the_stages(architecture: str, stem_
     assert [cost.output_shape[2] for cost in found] == sides
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 13, 7), (1, 4, 4)])
+def test_an_autoencoder_ends_at_the_size_of_its_images_behind_its_bottleneck(shape: tuple[int, ...]) -> None:
+    found = costs(NetworkConfig("conv_autoencoder", widths=(4, 8, 5)), shape)
+    _, height, width = shape
+    half, quarter = ((-(-height // n), -(-width // n)) for n in (2, 4))
+    assert [cost.output_shape for cost in found] == [
+        (4, *half),
+        (8, *quarter),
+        (5,),
+        (8, *quarter),
+        (4, *half),
+        (4, height, width),
+    ]
+
+
 @pytest.mark.parametrize("architecture", ["mlp", *IMAGES])
 def test_absent_widths_are_the_architectures_own_and_are_made_explicit(architecture: str) -> None:
     config = NetworkConfig(architecture)
@@ -91,6 +106,10 @@ def test_absent_widths_are_the_architectures_own_and_are_made_explicit(architect
         ({"architecture": "efficientnet_small"}, (1, 8, 8), "architecture", "halves 8x8 images more often"),
         ({"architecture": "resnet34", "widths": (8, 16)}, (1, 28, 28), "widths", "4 stages of 'resnet34', got [8, 16]"),
         ({"architecture": "efficientnet_small", "widths": (8,)}, (1, 28, 28), "widths", "must list 9 entries"),
+        ({"architecture": "conv_autoencoder", "widths": (8,)}, (1, 28, 28), "widths", "at least 2 entries"),
+        ({"architecture": "conv_autoencoder"}, (20,), "architecture", "'conv_autoencoder' needs images"),
+        ({"architecture": "conv_autoencoder", "stem_stride": 2}, (1, 28, 28), "stem_stride", "must be 1"),
+        ({"architecture": "conv_autoencoder"}, (1, 2, 2), "architecture", "halves 2x2 images more often"),
     ],
 )
 def test_what_an_architecture_cannot_be_is_refused_with_the_reason(
@@ -131,6 +150,7 @@ def test_squeeze_and_excitation_scales_whole_channels() -> None:
         {"architecture": "resnet18", "widths": [4, 4, 8, 8], "stem_stride": 4, "dropout": 0.1},
         {"architecture": "resnet50", "widths": [2, 2, 4, 4]},
         {"architecture": "efficientnet_small", "widths": [4, 4, 4, 4, 4, 4, 4, 4, 16], "dropout": 0.1},
+        {"architecture": "conv_autoencoder", "widths": [4, 6, 8], "dropout": 0.1},
     ],
     ids=lambda network: network["architecture"],
 )
