@@ -26,7 +26,7 @@ class EvaluationMeter:
         log_exits_KBC = log_probs_KBC.astype(np.float64)
         for meter, log_probs_BC in zip(self.exits, log_exits_KBC, strict=True):
             meter.add(log_probs_BC, targets_B)
-        self.mixture.add(_logsumexp(log_exits_KBC, axis=0) - np.log(len(log_exits_KBC)), targets_B)
+        self.mixture.add(log_mixture(log_exits_KBC), targets_B)
         product_BC = log_exits_KBC.sum(0)
         self.product.add(product_BC - _logsumexp(product_BC, axis=1, keepdims=True), targets_B)
         self.rows += len(targets_B)
@@ -45,6 +45,12 @@ class EvaluationMeter:
             exits=exits,
             mixture_gap_nats=mean_nll - mixture.nll_nats,
         )
+
+
+def log_mixture(log_exits_KBC: np.ndarray) -> np.ndarray:
+    """log of the exits' uniform mixture, shape (B, C), from log p_k(y|x)."""
+    mixture_BC: np.ndarray = _logsumexp(log_exits_KBC, axis=0) - np.log(len(log_exits_KBC))
+    return mixture_BC
 
 
 def _logsumexp(values: np.ndarray, axis: int, *, keepdims: bool = False) -> np.ndarray:
