@@ -15,6 +15,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+SATURATED_MEAN = 1e-3
+"""A probability this near to 0 or 1 is saturated: what is left of its variance, 0.001, is a 250th of the largest."""
+SATURATED_VARIANCE = 1.1
+"""A learned variance within this factor of its floor or ceiling is saturated. Both bounds are asymptotes."""
+
 
 class Family(ABC):
     """One family. Implementations hold no parameters and no state."""
@@ -60,6 +65,14 @@ class Family(ABC):
         """
 
     @abstractmethod
+    def entropy(self, eta_BPD: Tensor) -> Tensor:
+        """H[z], shape (B, F), in nats; differential where z is continuous."""
+
+    @abstractmethod
+    def saturated(self, eta_BPD: Tensor) -> Tensor:
+        """Whether each unit's density has come to the bounds of its parameters, shape (B, D), of bools."""
+
+    @abstractmethod
     def mean(self, eta_BPD: Tensor) -> Tensor:
         """E[z], shape (B, D)."""
 
@@ -99,6 +112,20 @@ class ExponentialFamily(Family):
 
     def log_message(self, latent_BD: Tensor, beta_BPD: Tensor) -> Tensor:
         return (beta_BPD * self.statistics(latent_BD)).sum(-2)
+
+    def entropy(self, eta_BPD: Tensor) -> Tensor:
+        """A(eta) - <eta, mu(eta)>, where h is 1."""
+        return self.log_partition(eta_BPD) - self.expected_log_message(eta_BPD, eta_BPD)
+
+
+def certain(mean_BD: Tensor) -> Tensor:
+    """Whether each probability is saturated."""
+    return (mean_BD - 0.5).abs() > 0.5 - SATURATED_MEAN
+
+
+def at_bounds(precision: Tensor, low: float, high: float) -> Tensor:
+    """Whether each precision, kept between two asymptotes, gives a saturated variance."""
+    return (precision <= low * SATURATED_VARIANCE) | (precision >= high / SATURATED_VARIANCE)
 
 
 def bounded(raw: Tensor, low: float, high: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from bll.families.base import ExponentialFamily, bounded, laplace_noise, straight_through
+from bll.families.base import ExponentialFamily, at_bounds, bounded, certain, laplace_noise, straight_through
 
 
 class Bernoulli(ExponentialFamily):
@@ -37,6 +37,9 @@ class Bernoulli(ExponentialFamily):
         mean_BD = self.mean(eta_BPD)
         uniform_BD = torch.rand(mean_BD.shape, generator=generator, dtype=mean_BD.dtype)
         return straight_through((uniform_BD < mean_BD).to(mean_BD.dtype), mean_BD)
+
+    def saturated(self, eta_BPD: Tensor) -> Tensor:
+        return certain(self.mean(eta_BPD))
 
     def mean(self, eta_BPD: Tensor) -> Tensor:
         return torch.sigmoid(eta_BPD).squeeze(-2)
@@ -84,6 +87,9 @@ class Categorical(ExponentialFamily):
         gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
         one_hot = F.one_hot((logits + gumbel).argmax(-1), self.group_size).to(logits.dtype)
         return straight_through(one_hot.flatten(-2), self.mean(eta_BPD))
+
+    def saturated(self, eta_BPD: Tensor) -> Tensor:
+        return certain(self.mean(eta_BPD))
 
     def mean(self, eta_BPD: Tensor) -> Tensor:
         return self.mean_parameters(eta_BPD).squeeze(-2)
@@ -133,6 +139,12 @@ class Gaussian(ExponentialFamily):
         noise_BD = torch.randn(mean_BD.shape, generator=generator, dtype=mean_BD.dtype)
         return mean_BD + self.variance(eta_BPD).sqrt() * noise_BD
 
+    def entropy(self, eta_BPD: Tensor) -> Tensor:
+        return super().entropy(eta_BPD) + math.log(2 * math.pi) / 2
+
+    def saturated(self, eta_BPD: Tensor) -> Tensor:
+        return at_bounds(-2 * eta_BPD[..., 1, :], self.min_precision, self.max_precision)
+
     def mean(self, eta_BPD: Tensor) -> Tensor:
         eta1_BD, eta2_BD = eta_BPD.unbind(-2)
         return eta1_BD / (-2 * eta2_BD)
@@ -164,6 +176,12 @@ class UnitGaussian(ExponentialFamily):
     def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
         mean_BD = self.mean(eta_BPD)
         return mean_BD + torch.randn(mean_BD.shape, generator=generator, dtype=mean_BD.dtype)
+
+    def entropy(self, eta_BPD: Tensor) -> Tensor:
+        return torch.full_like(eta_BPD.squeeze(-2), math.log(2 * math.pi * math.e) / 2)
+
+    def saturated(self, eta_BPD: Tensor) -> Tensor:
+        return torch.zeros_like(eta_BPD.squeeze(-2), dtype=torch.bool)
 
     def mean(self, eta_BPD: Tensor) -> Tensor:
         return eta_BPD.squeeze(-2)
@@ -198,6 +216,9 @@ class LaplaceScale(ExponentialFamily):
     def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
         scale_BD = -1 / eta_BPD.squeeze(-2)
         return scale_BD * laplace_noise(scale_BD, generator)
+
+    def saturated(self, eta_BPD: Tensor) -> Tensor:
+        return at_bounds(eta_BPD.squeeze(-2).square(), self.min_rate**2, self.max_rate**2)
 
     def mean(self, eta_BPD: Tensor) -> Tensor:
         return torch.zeros_like(eta_BPD.squeeze(-2))

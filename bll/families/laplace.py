@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from bll.families.base import Family, bounded, laplace_noise
+from bll.families.base import Family, at_bounds, bounded, laplace_noise
 
 
 class Laplace(Family):
@@ -62,6 +62,13 @@ class Laplace(Family):
     def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
         location_BD, rate_BD = eta_BPD.unbind(-2)
         return location_BD + laplace_noise(location_BD, generator) / rate_BD
+
+    def entropy(self, eta_BPD: Tensor) -> Tensor:
+        """1 + log 2s."""
+        return 1 + math.log(2) - eta_BPD[..., 1, :].log()
+
+    def saturated(self, eta_BPD: Tensor) -> Tensor:
+        return at_bounds(eta_BPD[..., 1, :].square(), self.min_rate**2, self.max_rate**2)
 
     def mean(self, eta_BPD: Tensor) -> Tensor:
         return eta_BPD[..., 0, :]

@@ -145,6 +145,43 @@ def test_expected_message_matches_quadrature(
     assert float(family.expected_log_message(eta, message)) == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
+@named(CONTINUOUS)
+@settings(max_examples=25)
+@given(values=st.tuples(moderate, moderate))
+def test_entropy_matches_quadrature(family: Family, values: tuple[float, float]) -> None:
+    eta = family.natural(raw_of(family, values))
+    p = density(family, eta)
+    expected = -integral(lambda z: p.pdf(z) * p.logpdf(z), [p.mean()], 30 * max(p.std(), 0.1))
+    assert float(family.entropy(eta)) == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+@named([Bernoulli(), Categorical(3)])
+@given(values=st.tuples(reals, reals, reals))
+def test_entropy_matches_enumeration(family: Family, values: tuple[float, ...]) -> None:
+    eta = family.natural(raw_of(family, values))
+    mean = family.mean(eta)[0].tolist()
+    p = mean if isinstance(family, Categorical) else [mean[0], 1 - mean[0]]
+    assert float(family.entropy(eta)) == pytest.approx(-sum(x * math.log(x) for x in p if x), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "raw", "expected"),
+    [
+        (Bernoulli(), [[-7.0, -6.9, 0.0, 6.9, 7.0]], [True, False, False, False, True]),
+        (Categorical(3), [[8.0, 0.0, 0.0, 1.0, 0.0, 0.0]], [True, True, True, False, False, False]),
+        (UnitGaussian(), [[-1e6, 1e6]], [False, False]),
+        (Gaussian(1e-3, 1e2), [[0.0] * 3, [-30.0, 0.0, 1e6]], [True, False, True]),
+        (Laplace(1e-3, 1e2), [[0.0] * 3, [-30.0, 0.0, 1e6]], [True, False, True]),
+        (LaplaceScale(1e-3, 1e2), [[-30.0, 0.0, 1e6]], [True, False, True]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_unit_is_saturated_at_its_bounds_and_nowhere_else(
+    family: Family, raw: list[list[float]], expected: list[bool]
+) -> None:
+    assert family.saturated(family.natural(torch.tensor([raw]))).tolist() == [expected]
+
+
 @given(rho=reals, alpha=reals)
 def test_bernoulli_kl_matches_enumeration(rho: float, alpha: float) -> None:
     p, q = 1 / (1 + math.exp(-rho)), 1 / (1 + math.exp(-alpha))
