@@ -303,7 +303,7 @@ class DiagnosticsConfig:
     """What is looked at while blocks train, and how often. Nothing here changes the result."""
 
     per_epoch: int = 2
-    """Times an epoch that each block is examined, 0 (never) to 10."""
+    """Times an epoch that each block is examined, 0 (never; no alarm is raised then) to 10."""
 
     def __post_init__(self) -> None:
         rules = Rules()

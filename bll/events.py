@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 
@@ -31,6 +32,62 @@ class BlockProgress:
     samples_per_s: float
     wait_s: float
     """Time spent waiting for the neighbours' messages since the last report."""
+
+
+@dataclass(frozen=True)
+class BlockDiagnostics:
+    """What one training step of block `block` was like within (method, section 8), over at most 256 of its rows."""
+
+    block: int
+    epoch: int
+    """0-based epoch of the step."""
+    step: int
+    """Steps done since the start of the run, this one included."""
+    loss_nats: float
+    """Mean local loss L_k."""
+    kl_nats: float
+    """Mean KL(rho_k || alpha_k), at the mixing in force."""
+    exit_nll_nats: float
+    """Mean -log p_k(y|x) of the exit."""
+    alpha_entropy_nats: float
+    """Mean entropy of alpha_k over rows and variables; differential where the latent is continuous."""
+    rho_entropy_nats: float
+    """The same of rho_k, the posterior for the row's own class at the mixing in force."""
+    agreement: float
+    """Mean cosine between forward and backward message, both centred: -1 to 1."""
+    agreement_auc: float
+    """How often the forward message agrees more with its own class's backward message than with another's: 0.5 is
+    chance."""
+    posterior_variance: float
+    """Mean target-marginalised posterior variance of z_k's units."""
+    posterior_variance_cv: float
+    """Its standard deviation over rows, as a fraction of the mean."""
+    alpha_rms: float
+    """Root mean square of a_k, less its mean over rows."""
+    beta_rms: float
+    """Root mean square of b_k, less its mean over classes."""
+    theta_gradient: float
+    """Norm of the gradient of the forward block and its readout."""
+    phi_gradient: float
+    """Norm of the gradient of the backward twin."""
+    theta_update: float
+    """Norm of the step of the forward block's and its readout's parameters, as a fraction of their own norm."""
+    phi_update: float
+    """The same of the backward twin."""
+    dead_units: float
+    """Fraction of the latent's units whose parameters are the same for every row."""
+    dead_features: float
+    """Fraction of the block's output features (of an image its channels) that are the same for every row."""
+    saturated_units: float
+    """Fraction of alpha_k's units, over rows, whose parameters have come to their bounds."""
+    effective_rank: float
+    """exp of the entropy of the normalised spectrum of a_k over the rows: directions in which it varies."""
+    mixing: float
+    """m in force."""
+    staleness_steps: int
+    """Age of the class table that came from the right, in steps; 0 where none does."""
+    queue_depth: int
+    """Messages from the left that wait, when the step is done."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +137,47 @@ class RunEnded:
     """False: stopped at a marker on request; a later run goes on from there."""
 
 
-Event = BlockProgress | Evaluation | CheckpointSaved | RunEnded
+class AlarmSignature(StrEnum):
+    """The ways in which block-local learning is known to fail (method, section 8)."""
 
-_KINDS = {kind.__name__: kind for kind in (BlockProgress, Evaluation, CheckpointSaved, RunEnded)}
+    LOSS_PLATEAU = "loss_plateau"
+    """The training loss stops falling early."""
+    UNSTABLE_UNCERTAINTY = "unstable_uncertainty"
+    """The predicted uncertainty jumps between epochs, or its latents have come to their bounds."""
+    END_TO_END_GAP = "end_to_end_gap"
+    """Later exits are no better than earlier ones: backpropagation would do much better."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that has a name."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A run shows the signature of a known failure, at the end of an epoch."""
+
+    signature: AlarmSignature
+    block: int | None
+    """None: the network as a whole."""
+    epoch: int
+    step: int
+    cause: str
+    """What was seen, in numbers."""
+    remedy: str
+    """What to try first."""
+    values: tuple[Figure, ...]
+    """The numbers that `cause` speaks of."""
+
+
+Event = BlockProgress | BlockDiagnostics | Evaluation | Alarm | CheckpointSaved | RunEnded
+
+_KINDS = {
+    kind.__name__: kind for kind in (BlockProgress, BlockDiagnostics, Evaluation, Alarm, CheckpointSaved, RunEnded)
+}
 
 
 def to_json(event: Event) -> str:
@@ -98,7 +193,12 @@ def from_json(line: str) -> Event:
     kind = _KINDS.get(values.pop("event", None))
     if kind is None or values.keys() != {f.name for f in fields(kind)}:
         raise ValueError(f"not an event: {line[:200]!r}")
-    return evaluation_from_dict(values) if kind is Evaluation else kind(**values)
+    if kind is Evaluation:
+        return evaluation_from_dict(values)
+    if kind is Alarm:
+        figures = tuple(Figure(**figure) for figure in values["values"])
+        return Alarm(**{**values, "signature": AlarmSignature(values["signature"]), "values": figures})
+    return kind(**values)
 
 
 def evaluation_from_dict(values: dict[str, Any]) -> Evaluation:

@@ -42,6 +42,10 @@ class Channel(Protocol):
         """Waits while the line is empty. Raises Aborted when the run is being torn down."""
         ...
 
+    def depth(self) -> int:
+        """Packets that wait to be received, by this moment."""
+        ...
+
 
 class Aborted(Exception):
     """The run is being torn down; the worker ends without a word."""

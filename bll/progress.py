@@ -9,8 +9,8 @@ import time
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from bll.diagnostics import agreement
 from bll.errors import Diverged
 from bll.events import BlockProgress
 from bll.losses import LocalLoss, Objective
@@ -65,9 +65,7 @@ class ProgressMeter:
             rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B], mixing)
             kl_B = family.kl(rho_BPD, alpha_BPD).sum(-1)
             posterior = marginal_posterior(objective, alpha_BPD, table)
-            forward_BX = (alpha_BPD - alpha_BPD.mean(0)).flatten(1)
-            backward_BX = (table.beta_CPD - table.beta_CPD.mean(0))[targets_B].flatten(1)
-            agreement_B = F.cosine_similarity(forward_BX, backward_BX, dim=1)
+            agreement_B = agreement(alpha_BPD, table, targets_B)
         seconds = time.monotonic() - self.since
         result = BlockProgress(
             block=self.block,

@@ -16,7 +16,7 @@ from torch import nn
 from bll import checkpoint
 from bll.architectures.modules import Layers
 from bll.choices import ExecutorName
-from bll.config import ExecutorConfig, TrainingConfig
+from bll.config import DiagnosticsConfig, ExecutorConfig, TrainingConfig
 from bll.events import CheckpointSaved, Event, RunEnded
 from bll.executors import make_executor
 from bll.model import TrainedModel
@@ -96,7 +96,9 @@ def fit(
 
 
 def _digest(plan: Plan) -> str:
-    """SHA-256 of what determines the weights: the config less what executors are free in, and the data."""
+    """SHA-256 of what determines the weights: the config less what executors and diagnostics are free in, and the
+    data."""
     executor = ExecutorConfig(threads_per_block=plan.config.executor.threads_per_block)
-    values = {"config": to_dict(replace(plan.config, executor=executor)), "data": plan.dataset_digest}
+    config = replace(plan.config, executor=executor, diagnostics=DiagnosticsConfig())
+    values = {"config": to_dict(config), "data": plan.dataset_digest}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -23,8 +23,9 @@ from bll import checkpoint, data
 from bll.blocks import build_block
 from bll.choices import Augmentation
 from bll.data import Dataset
+from bll.diagnostics import Examiner, Standing, Step
 from bll.errors import CheckpointError
-from bll.events import BlockProgress, Evaluation
+from bll.events import BlockDiagnostics, BlockProgress, Evaluation
 from bll.exits import EvaluationMeter
 from bll.losses import Objective
 from bll.messages import Channel, Kind, Packet
@@ -53,7 +54,7 @@ class BlockEnded:
     step: int
 
 
-WorkerEvent = BlockProgress | Evaluation | BlockSaved | BlockEnded
+WorkerEvent = BlockProgress | BlockDiagnostics | Evaluation | BlockSaved | BlockEnded
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class BlockWorker:
         self.sent_tables: deque[Tensor] = deque(maxlen=self.config.backward.delay_steps + 1)
         self.next_packet: Packet | None = None
         self.progress = ProgressMeter(index, self.plan)
+        self.examiner = Examiner(index, self.plan, self.block, self.objective)
         self.evaluation: EvaluationMeter | None = None
         self.saved_step = run.start_step
         if run.start_step:
@@ -169,7 +171,12 @@ class BlockWorker:
             self.mixing.observe(report.agreement)
             self.links.emit(report)
         torch.autograd.backward(local.loss_B.mean())
-        self.optimizer.step(step)
+        if self.examiner.is_due(step + 1):
+            examined = Step(step + 1, output, alpha_BPD, table, targets_B, local, mixing)
+            with self.examiner.around_step(examined, self._standing(step), self.links.emit):
+                self.optimizer.step(step)
+        else:
+            self.optimizer.step(step)
         if (step + 1) % self.plan.steps_per_epoch == 0:
             self.mixing.end_epoch()
         self._publish_table(step + 1)
@@ -178,6 +185,12 @@ class BlockWorker:
         """Before any backward pass: the next block need not wait for it."""
         if self.links.outbox:
             self.links.outbox.send(Packet(Kind.TRAIN, epoch, step, (message.detach(),)))
+
+    def _standing(self, step: int) -> Standing:
+        return Standing(
+            staleness_steps=step - self.right_version if self.links.tables_in else 0,
+            queue_depth=self.links.inbox.depth() if self.links.inbox else 0,
+        )
 
     def _training_inputs(self, step: int, rows: Tensor) -> Tensor:
         inputs = torch.from_numpy(data.as_float(self.dataset.train.inputs[rows.numpy()]))

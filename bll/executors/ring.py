@@ -80,6 +80,10 @@ class RingChannel:
         self._free.release()
         return Packet(Kind(kind), epoch, step, tuple(tensors))
 
+    def depth(self) -> int:
+        """Packets that wait to be received, by this moment."""
+        return self._filled.get_value()
+
     def _view(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         flat = torch.frombuffer(self._memory, dtype=dtype, count=math.prod(shape), offset=start)
         return flat.view(shape)

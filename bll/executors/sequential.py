@@ -23,6 +23,9 @@ class DequeChannel:
     def receive(self) -> Packet:
         return self._packets.popleft()
 
+    def depth(self) -> int:
+        return len(self._packets)
+
 
 class SequentialExecutor:
     """Runs all blocks in the caller's thread."""

@@ -41,6 +41,9 @@ class QueueChannel:
                 continue
         raise Aborted
 
+    def depth(self) -> int:
+        return self._packets.qsize()
+
 
 class ThreadExecutor:
     """Runs each block in a thread of the caller's process."""

@@ -26,10 +26,14 @@ from bll_client._errors import (
 )
 from bll_client._spec import parse_spec
 from bll_client._types import (
+    Alarm,
+    AlarmSignature,
+    BlockDiagnostics,
     BlockPlan,
     BlockProgress,
     CheckpointSaved,
     Evaluation,
+    Figure,
     Head,
     Job,
     JobEvent,
@@ -47,8 +51,11 @@ from bll_client._types import (
 from bll_proto.v1.training_pb2 import JobSpec
 
 __all__ = [
+    "Alarm",
+    "AlarmSignature",
     "AlreadyExists",
     "AsyncClient",
+    "BlockDiagnostics",
     "BlockPlan",
     "BlockProgress",
     "CallError",
@@ -60,6 +67,7 @@ __all__ = [
     "Evaluation",
     "FailedPrecondition",
     "FieldViolation",
+    "Figure",
     "Head",
     "InvalidArgument",
     "InvalidInput",

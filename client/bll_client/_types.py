@@ -100,6 +100,90 @@ class BlockProgress:
 
 
 @dataclass(frozen=True)
+class BlockDiagnostics:
+    """What one training step of one block was like within."""
+
+    block: int
+    """From 0."""
+    epoch: int
+    step: int
+    loss_nats: float
+    """Mean local loss L_k."""
+    kl_nats: float
+    exit_nll_nats: float
+    alpha_entropy_nats: float
+    """Mean over rows and variables; differential where the latent is continuous."""
+    rho_entropy_nats: float
+    agreement: float
+    """Mean cosine between forward and backward message."""
+    agreement_auc: float
+    """How often the own class's backward message agrees more than another's; 0.5 is chance."""
+    posterior_variance: float
+    posterior_variance_cv: float
+    """Standard deviation over rows, as a fraction of the mean."""
+    alpha_rms: float
+    beta_rms: float
+    theta_gradient: float
+    """Norm of the gradient of the forward block and its readout."""
+    phi_gradient: float
+    """Norm of the gradient of the backward twin."""
+    theta_update: float
+    """Norm of the step of the forward parameters, as a fraction of their own norm."""
+    phi_update: float
+    dead_units: float
+    """Fraction of the latent's units that are the same for every row."""
+    dead_features: float
+    """Fraction of the block's output features that are the same for every row."""
+    saturated_units: float
+    """Fraction of units, over rows, whose parameters have come to their bounds."""
+    effective_rank: float
+    """Directions in which the forward message varies over the rows."""
+    mixing: float
+    staleness_steps: int
+    """Age of the class table that came from the right."""
+    queue_depth: int
+    """Messages from the left that wait."""
+
+
+class AlarmSignature(StrEnum):
+    """A way in which block-local learning is known to fail."""
+
+    UNSPECIFIED = "unspecified"
+    """Also every signature that a newer server knows and this client does not."""
+    LOSS_PLATEAU = "loss_plateau"
+    """The training loss stops falling early."""
+    UNSTABLE_UNCERTAINTY = "unstable_uncertainty"
+    """The predicted uncertainty jumps between epochs, or its latents have come to their bounds."""
+    END_TO_END_GAP = "end_to_end_gap"
+    """Later exits are no better than earlier ones: backpropagation would do much better."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that has a name."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A run shows the signature of a known failure."""
+
+    signature: AlarmSignature
+    block: int | None
+    """None: the network as a whole."""
+    epoch: int
+    step: int
+    cause: str
+    """What was seen, in numbers."""
+    remedy: str
+    """What to try first."""
+    values: tuple[Figure, ...]
+    """The numbers that `cause` speaks of."""
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """All blocks are safe on disk."""
 
@@ -123,7 +207,7 @@ class JobEvent:
     number: int
     """Rises by one from 1, without gaps."""
     time: datetime
-    event: StateChange | BlockProgress | Evaluation | CheckpointSaved | None
+    event: StateChange | BlockProgress | BlockDiagnostics | Evaluation | Alarm | CheckpointSaved | None
     """None: a kind of event that this client does not know."""
 
 

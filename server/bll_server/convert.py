@@ -17,7 +17,7 @@ from google.rpc import code_pb2, error_details_pb2
 
 from bll.config import TrainingConfig
 from bll.errors import InvalidConfig, Violation
-from bll.events import BlockProgress, Evaluation
+from bll.events import Alarm, BlockDiagnostics, BlockProgress, CheckpointSaved, Evaluation
 from bll.plain import from_dict
 from bll.plan import Plan
 from bll_proto.v1 import errors_pb2, training_pb2
@@ -110,16 +110,19 @@ def event_message(event: JobEvent) -> training_pb2.JobEvent:
     """One numbered event."""
     message = training_pb2.JobEvent(number=event.number)
     message.time.FromDatetime(_naive(event.time))
-    inner = event.event
-    if isinstance(inner, StateChange):
-        message.state_change.state = _number(training_pb2.JobState.DESCRIPTOR, inner.state)
-        message.state_change.reason = inner.reason
-    elif isinstance(inner, BlockProgress):
-        _filled(message.block_progress, inner)
-    elif isinstance(inner, Evaluation):
-        _filled(message.evaluation, inner)
-    else:
-        _filled(message.checkpoint_saved, inner)
+    match event.event:
+        case StateChange() as inner:
+            _filled(message.state_change, inner)
+        case BlockProgress() as inner:
+            _filled(message.block_progress, inner)
+        case BlockDiagnostics() as inner:
+            _filled(message.block_diagnostics, inner)
+        case Evaluation() as inner:
+            _filled(message.evaluation, inner)
+        case Alarm() as inner:
+            _filled(message.alarm, inner)
+        case CheckpointSaved() as inner:
+            _filled(message.checkpoint_saved, inner)
     return message
 
 
@@ -164,6 +167,8 @@ def _filled(message: M, values: Any, skip: str = "") -> M:
         if field.name == skip:
             continue
         value = getattr(values, field.name)
+        if value is None:
+            continue
         if is_dataclass(value):
             _filled(getattr(message, field.name), value)
         elif isinstance(value, tuple):

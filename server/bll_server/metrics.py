@@ -22,7 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from bll.events import BlockProgress, Evaluation
+from bll.events import Alarm, BlockProgress, Evaluation
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each that nobody asks for
 
@@ -56,6 +56,9 @@ class Metrics:
         self._samples = self._of_job("bll_job_samples_per_second", "Recent throughput of a running job.")
         self._steps = self._of_job("bll_job_steps", "Steps that every block of a running job has done.")
         self._accuracy = self._of_job("bll_job_validation_accuracy", "Of the mixture, at the last evaluation.")
+        self._alarms = Counter(
+            "bll_job_alarms", "Alarms raised by running jobs, by signature.", ["signature"], registry=self.registry
+        )
         self._job_gauges = (self._block_loss, self._block_kl, self._samples, self._steps, self._accuracy)
 
         self.inference_request_seconds = self._of_model(
@@ -99,6 +102,10 @@ class Metrics:
         """Show how far a job is."""
         self._steps.labels(job_id).set(step)
         self._samples.labels(job_id).set(samples_per_s)
+
+    def alarm_raised(self, alarm: Alarm) -> None:
+        """Count an alarm."""
+        self._alarms.labels(alarm.signature).inc()
 
     def evaluated(self, job_id: str, evaluation: Evaluation) -> None:
         """Show how good a job's network is, on validation rows."""

@@ -17,7 +17,7 @@ import pytest
 from bll.choices import ExecutorName
 from bll.config import DataConfig, TrainingConfig
 from bll.errors import BllError, BlockFailed, Diverged
-from bll.events import BlockProgress, CheckpointSaved, Evaluation, Event, RunEnded
+from bll.events import BlockDiagnostics, BlockProgress, CheckpointSaved, Evaluation, Event, RunEnded
 from bll.partition import resolve
 from bll.plain import from_dict
 from bll.plan import Plan
@@ -113,8 +113,16 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, 
 
 def timeless(events: list[Event]) -> list[Event]:
     """Events in an order of their own, without what depends on the clock."""
-    kept = [replace(e, samples_per_s=0.0, wait_s=0.0) if isinstance(e, BlockProgress) else e for e in events]
-    return sorted(kept, key=repr)
+
+    def still(event: Event) -> Event:
+        match event:
+            case BlockProgress():
+                return replace(event, samples_per_s=0.0, wait_s=0.0)
+            case BlockDiagnostics():
+                return replace(event, queue_depth=0)
+        return event
+
+    return sorted(map(still, events), key=repr)
 
 
 @every_executor

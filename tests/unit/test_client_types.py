@@ -55,6 +55,7 @@ def test_a_dataclass_has_the_fields_of_its_message(kind: type[Any]) -> None:
     ("kind", "enum", "prefix"),
     [
         (bll_client.JobState, training_pb2.JobState.DESCRIPTOR, "JOB_STATE_"),
+        (bll_client.AlarmSignature, training_pb2.AlarmSignature.DESCRIPTOR, "ALARM_SIGNATURE_"),
         (bll_client.Head, inference_pb2.Head.DESCRIPTOR, "HEAD_"),
     ],
 )

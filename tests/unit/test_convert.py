@@ -1,6 +1,7 @@
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -10,6 +11,7 @@ from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bll_client
 from bll import choices
 from bll.choices import FamilyName, MixingSchedule, Rule, TwinName
 from bll.config import (
@@ -23,8 +25,18 @@ from bll.config import (
     OptimizerConfig,
     TrainingConfig,
 )
-from bll.events import BlockProgress, CheckpointSaved, Evaluation, Scores
+from bll.events import (
+    Alarm,
+    AlarmSignature,
+    BlockDiagnostics,
+    BlockProgress,
+    CheckpointSaved,
+    Evaluation,
+    Figure,
+    Scores,
+)
 from bll.plan import BlockPlan, Plan
+from bll_client._convert import read
 from bll_proto.v1 import training_pb2
 from bll_server import convert
 from bll_server.errors import InvalidRequest
@@ -52,7 +64,9 @@ def same_fields(cls: type, message: Descriptor, *, but: set[str] = frozenset()) 
             continue
         field = message.fields_by_name[name]
         inner = next((a for a in get_args(kind) if a is not ...), kind)
-        assert field.is_repeated == bool(get_args(kind)), f"{message.name}.{name}"
+        optional = NoneType in get_args(kind)
+        assert field.is_repeated == (bool(get_args(kind)) and not optional), f"{message.name}.{name}"
+        assert field.has_presence or not optional, f"{message.name}.{name}"
         if is_dataclass(inner):
             assert isinstance(inner, type)
             assert field.message_type is not None
@@ -95,6 +109,8 @@ def sub_messages() -> list[Any]:
     [
         (BlockProgress, training_pb2.BlockProgress, set()),
         (Evaluation, training_pb2.Evaluation, set()),
+        (BlockDiagnostics, training_pb2.BlockDiagnostics, set()),
+        (Alarm, training_pb2.Alarm, set()),
         (CheckpointSaved, training_pb2.CheckpointSaved, set()),
         (Plan, training_pb2.JobPlan, {"config"}),
     ],
@@ -220,8 +236,26 @@ def test_a_job_shows_what_was_asked_what_was_made_of_it_and_how_far_it_is(tmp_pa
     assert kinds == ["state_change"] * 3 + ["block_progress", "evaluation", "state_change"]
 
 
+@pytest.mark.parametrize("block", [None, 0, 3])
+def test_an_alarm_keeps_its_numbers_and_whether_it_is_of_a_block(block: int | None, tmp_path: Path) -> None:
+    store = Store(tmp_path / "bll.db")
+    store.create("one", "m", b"", PLAN)
+    figures = (Figure("agreement", 0.25), Figure("loss_nats", 2.0))
+    alarm = Alarm(AlarmSignature.LOSS_PLATEAU, block, 4, 40, "it stands still", "a richer readout", figures)
+    store.append("one", alarm)
+    (kept,) = store.events("one", 1)
+    assert kept.event == alarm
+    message = convert.event_message(kept).alarm
+    assert message.signature == training_pb2.ALARM_SIGNATURE_LOSS_PLATEAU
+    assert (message.block if message.HasField("block") else None) == block
+    assert [(figure.name, figure.value) for figure in message.values] == [("agreement", 0.25), ("loss_nats", 2.0)]
+    seen = read(bll_client.Alarm, message)
+    assert (seen.signature, seen.block, seen.cause) == (bll_client.AlarmSignature.LOSS_PLATEAU, block, alarm.cause)
+    assert seen.values == (bll_client.Figure("agreement", 0.25), bll_client.Figure("loss_nats", 2.0))
+
+
 def test_every_enum_of_the_config_is_compared() -> None:
     enums = [v for v in vars(choices).values() if isinstance(v, type) and issubclass(v, StrEnum)]
     assert len([e for e in enums if e is not StrEnum]) == len(
-        [e for e in training_pb2.DESCRIPTOR.enum_types_by_name if e != "JobState"]
+        [e for e in training_pb2.DESCRIPTOR.enum_types_by_name if e not in ("JobState", "AlarmSignature")]
     )

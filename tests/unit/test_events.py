@@ -6,7 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bll.events import BlockProgress, CheckpointSaved, Evaluation, Event, RunEnded, Scores, from_json, to_json
+from bll.events import (
+    Alarm,
+    AlarmSignature,
+    BlockDiagnostics,
+    BlockProgress,
+    CheckpointSaved,
+    Evaluation,
+    Event,
+    Figure,
+    RunEnded,
+    Scores,
+    from_json,
+    to_json,
+)
 
 numbers = st.floats(allow_nan=False)
 counts = st.integers(0, 2**53)
@@ -15,6 +28,17 @@ events = st.one_of(
     st.builds(BlockProgress, counts, counts, counts, *[numbers] * 8),
     st.builds(
         Evaluation, st.text(), counts, counts, counts, scores, scores, st.lists(scores, max_size=3).map(tuple), numbers
+    ),
+    st.builds(BlockDiagnostics, counts, counts, counts, *[numbers] * 20, counts, counts),
+    st.builds(
+        Alarm,
+        st.sampled_from(AlarmSignature),
+        st.none() | counts,
+        counts,
+        counts,
+        st.text(),
+        st.text(),
+        st.lists(st.builds(Figure, st.text(), numbers), max_size=3).map(tuple),
     ),
     st.builds(CheckpointSaved, counts, counts),
     st.builds(RunEnded, counts, st.booleans()),

@@ -13,7 +13,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bll_client import BlockProgress, CheckpointSaved, Client, Evaluation, Job, JobEvent, JobState, StateChange
+from bll_client import (
+    Alarm,
+    BlockDiagnostics,
+    BlockProgress,
+    CheckpointSaved,
+    Client,
+    Evaluation,
+    Job,
+    JobEvent,
+    JobState,
+    StateChange,
+)
 from bll_client.cli.exits import ExitCode
 from bll_client.cli.output import Format, console, plain, print_json, scores, show_state
 
@@ -38,7 +49,7 @@ def follow(client: Client, job: Job, after_event: int, output: Format, again: st
 
 
 class LineView:
-    """A line for each event."""
+    """A line for each event but diagnostics."""
 
     def __enter__(self) -> Self:
         return self
@@ -49,7 +60,8 @@ class LineView:
         """Nothing to restore here; what is drawn on a terminal ends."""
 
     def show(self, event: JobEvent) -> None:
-        print(f"{event.time.astimezone():%H:%M:%S} {line(event)}", flush=True)
+        if text := line(event):
+            print(f"{event.time.astimezone():%H:%M:%S} {text}", flush=True)
 
     def end(self, job: Job) -> None:
         """Show the job in its final state."""
@@ -69,6 +81,10 @@ class JsonView(LineView):
         print_json({"kind": "Job", **plain(job)}, indent=None)
 
 
+_SHOWN_ALARMS = 4
+"""The newest, under the bars."""
+
+
 class LiveView(LineView):
     """A head with the job's state, and a bar with figures for each block, redrawn as events come."""
 
@@ -76,6 +92,7 @@ class LiveView(LineView):
         self._name = job.name
         self._state = job.state
         self._validation = job.validation
+        self._alarms: list[Alarm] = []
         self._batch_size = int(job.resolved_spec.get("batch_size", 0))
         steps_per_epoch = job.plan.steps_per_epoch if job.plan else 0
         # Zero where the server has no plan to tell: no bar can be drawn to scale then.
@@ -100,9 +117,12 @@ class LiveView(LineView):
                 self._blocks[block] = event.event
             case Evaluation(split="validation"):
                 self._validation = event.event
+            case Alarm():
+                self._alarms.append(event.event)
 
     def _draw(self) -> RenderableType:
-        return Group(self._head(), self._table())
+        alarms = (Text(_warning(alarm), style="yellow") for alarm in self._alarms[-_SHOWN_ALARMS:])
+        return Group(self._head(), self._table(), *alarms)
 
     def _head(self) -> Text:
         parts = [f"{self._name} {self._state}"]
@@ -152,8 +172,13 @@ def _figures(block: BlockProgress) -> tuple[str, ...]:
     )
 
 
+def _warning(alarm: Alarm) -> str:
+    where = "network" if alarm.block is None else f"block {alarm.block}"
+    return f"alarm {alarm.signature}, {where} epoch {alarm.epoch}: {alarm.cause}; remedy: {alarm.remedy}"
+
+
 def line(event: JobEvent) -> str:
-    """One event in words."""
+    """One event in words; empty for diagnostics, two dozen numbers that are for programs."""
     match event.event:
         case StateChange(state, reason):
             return f"job {state}" + (f": {reason}" if reason else "")
@@ -165,6 +190,10 @@ def line(event: JobEvent) -> str:
             )
         case Evaluation() as evaluation:
             return f"{evaluation.split} epoch {evaluation.epoch} step {evaluation.step}: {scores(evaluation)}"
+        case BlockDiagnostics():
+            return ""
+        case Alarm() as alarm:
+            return _warning(alarm)
         case CheckpointSaved(step):
             return f"checkpoint after step {step}"
         case None:

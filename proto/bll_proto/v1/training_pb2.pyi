@@ -432,6 +432,32 @@ EXECUTOR_NAME_AUTO: ExecutorName.ValueType  # 4
 """AUTO is PROCESSES in a served job."""
 Global___ExecutorName: _TypeAlias = ExecutorName  # noqa: Y015
 
+class _AlarmSignature:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AlarmSignatureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlarmSignature.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ALARM_SIGNATURE_UNSPECIFIED: _AlarmSignature.ValueType  # 0
+    ALARM_SIGNATURE_LOSS_PLATEAU: _AlarmSignature.ValueType  # 1
+    """LOSS_PLATEAU: the training loss stops falling early."""
+    ALARM_SIGNATURE_UNSTABLE_UNCERTAINTY: _AlarmSignature.ValueType  # 2
+    """UNSTABLE_UNCERTAINTY: the predicted uncertainty jumps between epochs, or its latents have come to their bounds."""
+    ALARM_SIGNATURE_END_TO_END_GAP: _AlarmSignature.ValueType  # 3
+    """END_TO_END_GAP: later exits are no better than earlier ones; backpropagation would do much better."""
+
+class AlarmSignature(_AlarmSignature, metaclass=_AlarmSignatureEnumTypeWrapper):
+    """AlarmSignature is a way in which block-local learning is known to fail."""
+
+ALARM_SIGNATURE_UNSPECIFIED: AlarmSignature.ValueType  # 0
+ALARM_SIGNATURE_LOSS_PLATEAU: AlarmSignature.ValueType  # 1
+"""LOSS_PLATEAU: the training loss stops falling early."""
+ALARM_SIGNATURE_UNSTABLE_UNCERTAINTY: AlarmSignature.ValueType  # 2
+"""UNSTABLE_UNCERTAINTY: the predicted uncertainty jumps between epochs, or its latents have come to their bounds."""
+ALARM_SIGNATURE_END_TO_END_GAP: AlarmSignature.ValueType  # 3
+"""END_TO_END_GAP: later exits are no better than earlier ones; backpropagation would do much better."""
+Global___AlarmSignature: _TypeAlias = AlarmSignature  # noqa: Y015
+
 @_typing.final
 class Job(_message.Message):
     """Job is one training run, from submission to its model."""
@@ -1096,7 +1122,7 @@ class DiagnosticsSpec(_message.Message):
 
     PER_EPOCH_FIELD_NUMBER: _builtins.int
     per_epoch: _builtins.int
-    """per_epoch is the number of times an epoch that each block is examined; 0 means never."""
+    """per_epoch is the number of times an epoch that each block is examined; 0 means never, and no alarm."""
     def __init__(
         self,
         *,
@@ -1392,6 +1418,195 @@ class Evaluation(_message.Message):
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
 @_typing.final
+class BlockDiagnostics(_message.Message):
+    """BlockDiagnostics is what one training step of one block was like within, over at most 256 of its rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    LOSS_NATS_FIELD_NUMBER: _builtins.int
+    KL_NATS_FIELD_NUMBER: _builtins.int
+    EXIT_NLL_NATS_FIELD_NUMBER: _builtins.int
+    ALPHA_ENTROPY_NATS_FIELD_NUMBER: _builtins.int
+    RHO_ENTROPY_NATS_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    AGREEMENT_AUC_FIELD_NUMBER: _builtins.int
+    POSTERIOR_VARIANCE_FIELD_NUMBER: _builtins.int
+    POSTERIOR_VARIANCE_CV_FIELD_NUMBER: _builtins.int
+    ALPHA_RMS_FIELD_NUMBER: _builtins.int
+    BETA_RMS_FIELD_NUMBER: _builtins.int
+    THETA_GRADIENT_FIELD_NUMBER: _builtins.int
+    PHI_GRADIENT_FIELD_NUMBER: _builtins.int
+    THETA_UPDATE_FIELD_NUMBER: _builtins.int
+    PHI_UPDATE_FIELD_NUMBER: _builtins.int
+    DEAD_UNITS_FIELD_NUMBER: _builtins.int
+    DEAD_FEATURES_FIELD_NUMBER: _builtins.int
+    SATURATED_UNITS_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_RANK_FIELD_NUMBER: _builtins.int
+    MIXING_FIELD_NUMBER: _builtins.int
+    STALENESS_STEPS_FIELD_NUMBER: _builtins.int
+    QUEUE_DEPTH_FIELD_NUMBER: _builtins.int
+    block: _builtins.int
+    """block counts from 0."""
+    epoch: _builtins.int
+    step: _builtins.int
+    loss_nats: _builtins.float
+    """loss_nats is the mean local loss L_k."""
+    kl_nats: _builtins.float
+    """kl_nats is the mean KL(rho_k || alpha_k) at the mixing in force."""
+    exit_nll_nats: _builtins.float
+    """exit_nll_nats is the mean -log p_k(y|x) of the exit."""
+    alpha_entropy_nats: _builtins.float
+    """alpha_entropy_nats is the mean entropy of alpha_k over rows and variables; differential where z_k is continuous."""
+    rho_entropy_nats: _builtins.float
+    """rho_entropy_nats is the same of rho_k."""
+    agreement: _builtins.float
+    """agreement is the mean cosine between forward and backward message, both centred."""
+    agreement_auc: _builtins.float
+    """agreement_auc is how often the forward message agrees more with its own class's backward message than with
+    another's; 0.5 is chance.
+    """
+    posterior_variance: _builtins.float
+    """posterior_variance is the mean target-marginalised variance of z_k's units."""
+    posterior_variance_cv: _builtins.float
+    """posterior_variance_cv is its standard deviation over rows, as a fraction of the mean."""
+    alpha_rms: _builtins.float
+    """alpha_rms is the root mean square of a_k, less its mean over rows."""
+    beta_rms: _builtins.float
+    """beta_rms is the root mean square of b_k, less its mean over classes."""
+    theta_gradient: _builtins.float
+    """theta_gradient is the norm of the gradient of the forward block and its readout."""
+    phi_gradient: _builtins.float
+    """phi_gradient is the norm of the gradient of the backward twin."""
+    theta_update: _builtins.float
+    """theta_update is the norm of the step of the forward parameters, as a fraction of their own norm."""
+    phi_update: _builtins.float
+    """phi_update is the same of the backward twin."""
+    dead_units: _builtins.float
+    """dead_units is the fraction of the latent's units that are the same for every row."""
+    dead_features: _builtins.float
+    """dead_features is the fraction of the block's output features that are the same for every row."""
+    saturated_units: _builtins.float
+    """saturated_units is the fraction of alpha_k's units, over rows, whose parameters have come to their bounds."""
+    effective_rank: _builtins.float
+    """effective_rank is the number of directions in which a_k varies over the rows."""
+    mixing: _builtins.float
+    """mixing is m in force."""
+    staleness_steps: _builtins.int
+    """staleness_steps is the age of the class table that came from the right; 0 where none does."""
+    queue_depth: _builtins.int
+    """queue_depth is the number of messages from the left that wait."""
+    def __init__(
+        self,
+        *,
+        block: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        step: _builtins.int = ...,
+        loss_nats: _builtins.float = ...,
+        kl_nats: _builtins.float = ...,
+        exit_nll_nats: _builtins.float = ...,
+        alpha_entropy_nats: _builtins.float = ...,
+        rho_entropy_nats: _builtins.float = ...,
+        agreement: _builtins.float = ...,
+        agreement_auc: _builtins.float = ...,
+        posterior_variance: _builtins.float = ...,
+        posterior_variance_cv: _builtins.float = ...,
+        alpha_rms: _builtins.float = ...,
+        beta_rms: _builtins.float = ...,
+        theta_gradient: _builtins.float = ...,
+        phi_gradient: _builtins.float = ...,
+        theta_update: _builtins.float = ...,
+        phi_update: _builtins.float = ...,
+        dead_units: _builtins.float = ...,
+        dead_features: _builtins.float = ...,
+        saturated_units: _builtins.float = ...,
+        effective_rank: _builtins.float = ...,
+        mixing: _builtins.float = ...,
+        staleness_steps: _builtins.int = ...,
+        queue_depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "agreement_auc", b"agreement_auc", "alpha_entropy_nats", b"alpha_entropy_nats", "alpha_rms", b"alpha_rms", "beta_rms", b"beta_rms", "block", b"block", "dead_features", b"dead_features", "dead_units", b"dead_units", "effective_rank", b"effective_rank", "epoch", b"epoch", "exit_nll_nats", b"exit_nll_nats", "kl_nats", b"kl_nats", "loss_nats", b"loss_nats", "mixing", b"mixing", "phi_gradient", b"phi_gradient", "phi_update", b"phi_update", "posterior_variance", b"posterior_variance", "posterior_variance_cv", b"posterior_variance_cv", "queue_depth", b"queue_depth", "rho_entropy_nats", b"rho_entropy_nats", "saturated_units", b"saturated_units", "staleness_steps", b"staleness_steps", "step", b"step", "theta_gradient", b"theta_gradient", "theta_update", b"theta_update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockDiagnostics: _TypeAlias = BlockDiagnostics  # noqa: Y015
+
+@_typing.final
+class Figure(_message.Message):
+    """Figure is a number that has a name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Figure: _TypeAlias = Figure  # noqa: Y015
+
+@_typing.final
+class Alarm(_message.Message):
+    """Alarm says that a run shows the signature of a known failure, at the end of an epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    signature: Global___AlarmSignature.ValueType
+    block: _builtins.int
+    """block counts from 0; absence means the network as a whole."""
+    epoch: _builtins.int
+    step: _builtins.int
+    cause: _builtins.str
+    """cause is what was seen, in numbers."""
+    remedy: _builtins.str
+    """remedy is what to try first."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___Figure]:
+        """values are the numbers that the cause speaks of."""
+
+    def __init__(
+        self,
+        *,
+        signature: Global___AlarmSignature.ValueType = ...,
+        block: _builtins.int | None = ...,
+        epoch: _builtins.int = ...,
+        step: _builtins.int = ...,
+        cause: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+        values: _abc.Iterable[Global___Figure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_block", b"_block", "block", b"block"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block", b"_block", "block", b"block", "cause", b"cause", "epoch", b"epoch", "remedy", b"remedy", "signature", b"signature", "step", b"step", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__block: _TypeAlias = _typing.Literal["block"]  # noqa: Y015
+    _WhichOneofArgType__block: _TypeAlias = _typing.Literal["_block", b"_block"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__block) -> _WhichOneofReturnType__block | None: ...
+
+Global___Alarm: _TypeAlias = Alarm  # noqa: Y015
+
+@_typing.final
 class CheckpointSaved(_message.Message):
     """CheckpointSaved says that all blocks are safe on disk."""
 
@@ -1452,6 +1667,8 @@ class JobEvent(_message.Message):
     BLOCK_PROGRESS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     CHECKPOINT_SAVED_FIELD_NUMBER: _builtins.int
+    BLOCK_DIAGNOSTICS_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number rises by one from 1, without gaps."""
     @_builtins.property
@@ -1464,6 +1681,10 @@ class JobEvent(_message.Message):
     def evaluation(self) -> Global___Evaluation: ...
     @_builtins.property
     def checkpoint_saved(self) -> Global___CheckpointSaved: ...
+    @_builtins.property
+    def block_diagnostics(self) -> Global___BlockDiagnostics: ...
+    @_builtins.property
+    def alarm(self) -> Global___Alarm: ...
     def __init__(
         self,
         *,
@@ -1473,12 +1694,14 @@ class JobEvent(_message.Message):
         block_progress: Global___BlockProgress | None = ...,
         evaluation: Global___Evaluation | None = ...,
         checkpoint_saved: Global___CheckpointSaved | None = ...,
+        block_diagnostics: Global___BlockDiagnostics | None = ...,
+        alarm: Global___Alarm | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block_progress", b"block_progress", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_progress", b"block_progress", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "number", b"number", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "number", b"number", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "block_progress", "evaluation", "checkpoint_saved"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "block_progress", "evaluation", "checkpoint_saved", "block_diagnostics", "alarm"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from bll.config import TrainingConfig
-from bll.events import BlockProgress, CheckpointSaved, Evaluation, from_json, to_json
+from bll.events import Alarm, BlockDiagnostics, BlockProgress, CheckpointSaved, Evaluation, RunEnded, from_json, to_json
 from bll.plain import from_dict, to_dict
 from bll.plan import BlockPlan, Plan
 from bll_server.jobs.states import State
@@ -21,7 +21,7 @@ class StateChange:
     reason: str = ""
 
 
-RunEvent = BlockProgress | Evaluation | CheckpointSaved
+RunEvent = BlockProgress | BlockDiagnostics | Evaluation | Alarm | CheckpointSaved
 """What a run tells that is kept with the job."""
 
 
@@ -118,5 +118,5 @@ def event_from_json(text: str) -> StateChange | RunEvent:
     if values["event"] == "StateChange":
         return StateChange(State(values["state"]), values["reason"])
     event = from_json(text)
-    assert isinstance(event, BlockProgress | Evaluation | CheckpointSaved)
+    assert not isinstance(event, RunEnded)
     return event

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bll.errors import ExportError
-from bll.events import BlockProgress, Evaluation
+from bll.events import Alarm, BlockProgress, Evaluation
 from bll.plan import Plan
 from bll_server.errors import IllegalState, Overloaded, ShuttingDown, StorageFull
 from bll_server.jobs.records import Failure, Job, JobEvent, StateChange, plan_to_json
@@ -232,6 +232,9 @@ class Scheduler:
             self._metrics.block_progressed(job_id, event)
         elif isinstance(event, Evaluation):
             self._metrics.evaluated(job_id, event)
+        elif isinstance(event, Alarm):
+            self._metrics.alarm_raised(event)
+            log.warning("alarm %s: %s", event.signature, event.cause)
         if progress:
             self._metrics.job_progressed(job_id, progress.step, progress.samples_per_s)
 

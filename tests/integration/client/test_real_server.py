@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import bll_client
-from bll_client import BlockProgress, CheckpointSaved, Evaluation, JobState, StateChange
+from bll_client import BlockDiagnostics, BlockProgress, CheckpointSaved, Evaluation, JobState, StateChange
 from bll_server.app import Server
 from bll_server.settings import Settings
 
@@ -63,7 +63,13 @@ def test_a_job_is_resolved_trained_evaluated_and_published(real: Any, trained: A
 def test_all_events_of_a_job_can_be_watched_after_it(real: Any, trained: Any) -> None:
     events = list(real.watch_job("small"))
     assert [event.number for event in events] == list(range(1, trained.last_event + 1))
-    assert {type(event.event) for event in events} == {StateChange, BlockProgress, Evaluation, CheckpointSaved}
+    assert {type(event.event) for event in events} == {
+        StateChange,
+        BlockProgress,
+        BlockDiagnostics,
+        Evaluation,
+        CheckpointSaved,
+    }
     assert list(real.watch_job("small", trained.last_event)) == []
 
 
