@@ -7,7 +7,7 @@ BENCH_ARGS ?=
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: demo test check protos bench-demo-network bench-method venv
+.PHONY: demo test check protos bench-demo-network bench-method bench-report venv
 .DEFAULT_GOAL := test
 
 demo: venv
@@ -36,6 +36,9 @@ bench-demo-network: venv
 
 bench-method: venv
 	$(bin)/python -m benchmarks.method run $(BENCH_ARGS)
+
+bench-report: venv
+	$(bin)/python -m benchmarks.method report
 
 venv: $(installed)
 

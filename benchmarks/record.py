@@ -34,7 +34,9 @@ class Row:
     """Computed from value, op and target."""
 
 
-def write(area: str, name: str, command: str, seeds: list[int], rows: list[Row], notes: str) -> Path:
+def write(
+    area: str, name: str, command: str, seeds: list[int], rows: list[Row], notes: str, folder: Path = RESULTS
+) -> Path:
     """Write the rows and where they come from; returns the file."""
     values = {
         "name": name,
@@ -43,10 +45,10 @@ def write(area: str, name: str, command: str, seeds: list[int], rows: list[Row],
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(),
         "seeds": seeds,
-        "rows": [asdict(row) | {"holds": _holds(row)} for row in rows],
+        "rows": [asdict(row) | {"holds": holds(row)} for row in rows],
         "notes": notes,
     }
-    path = RESULTS / area / f"{name}.json"
+    path = folder / area / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=1) + "\n")
     return path
@@ -68,7 +70,8 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def _holds(row: Row) -> bool | None:
+def holds(row: Row) -> bool | None:
+    """Whether the row reaches its target; None if it has none."""
     if row.target is None:
         return None
     return row.value >= row.target if row.op == ">=" else row.value <= row.target

@@ -1,6 +1,7 @@
 """The method's measurements.
 
 python -m benchmarks.method run --only 'cnn/*' --seeds 0 --jobs 2
+python -m benchmarks.method report
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ import argparse
 from fnmatch import fnmatchcase
 
 from benchmarks.method.groups import GROUPS
-from benchmarks.method.runner import Runner, summary
+from benchmarks.method.report import report
+from benchmarks.method.results import Results
+from benchmarks.method.runner import Runner, predictions, summary
 from benchmarks.method.trials import Store, Trial
 
 
 def main() -> int:
     arguments = _parser().parse_args()
-    return _run(arguments)
+    if arguments.command == "run":
+        return _run(arguments)
+    report(Results(GROUPS, Store(), predictions))
+    return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -50,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", metavar="N", type=int, default=2, help="trials side by side, a thread each")
     run.add_argument("--trust", action="store_true", help="do not probe whether the code still behaves the same")
     run.add_argument("--list", action="store_true", help="say what there is and what is measured, and end")
+    commands.add_parser("report", help="write results by group, and docs/results.md")
     return parser
 
 

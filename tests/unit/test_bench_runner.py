@@ -1,0 +1,118 @@
+"""The benchmark runner: what is measured is kept, what was cut short is done again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.method import behaviour, runner
+from benchmarks.method.groups import GROUPS
+from benchmarks.method.runner import Runner, predictions
+from benchmarks.method.trials import Contender, Group, Store, Trial, merged
+
+SPEC = {
+    "data": {"name": "digits"},
+    "network": {"architecture": "mlp", "widths": [8, 8]},
+    "blocks": {"num_blocks": 2},
+    "epochs": 2,
+}
+TRIAL = Trial("some", "bll", SPEC, seed=0)
+
+DIE_AT_THE_FIRST_CHECKPOINT = """
+import json, os, signal, sys
+from pathlib import Path
+from benchmarks.method import measures
+from benchmarks.method.runner import Runner
+from benchmarks.method.trials import Store, Trial
+from bll.events import CheckpointSaved
+
+class Dying(measures._Clock):
+    def event(self, event):
+        super().event(event)
+        if isinstance(event, CheckpointSaved):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+measures._Clock = Dying
+folder, spec = Path(sys.argv[1]), json.loads(sys.argv[2])
+Runner(Store(folder / "trials"), folder / "cache").measure(Trial("some", "bll", spec, seed=0))
+"""
+
+
+@pytest.fixture
+def measuring(tmp_path: Path) -> Runner:
+    return Runner(Store(tmp_path / "trials"), tmp_path / "cache")
+
+
+def test_a_finished_trial_is_kept_and_one_with_another_spec_is_measured(measuring: Runner) -> None:
+    said = measuring.measure(TRIAL)
+    first = measuring.store.read(TRIAL)
+    assert first
+    assert first["figures"]["mixture.accuracy"] > 0.2
+    assert measuring.measure(TRIAL) == f"kept: {said}"
+    changed = replace(TRIAL, spec=merged(SPEC, {"epochs": 3}))
+    assert measuring.store.read(changed) is None
+    assert "kept" not in measuring.measure(changed)
+    again = measuring.store.read(changed)
+    assert again
+    assert again["epochs"] == 3
+    assert again["figures"] != first["figures"]
+
+
+def test_other_code_keeps_a_trial_only_while_it_behaves_the_same(
+    measuring: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring.measure(TRIAL)
+    monkeypatch.setattr(runner, "code_digest", lambda: "other code")
+    assert measuring.measure(TRIAL).startswith("kept, same behaviour")
+    monkeypatch.setattr(runner, "code_digest", lambda: "code with other numerics")
+    monkeypatch.setattr(behaviour, "_probe", lambda config, data_root: "other predictions")
+    assert replace(measuring, trust=True).measure(TRIAL).startswith("kept: ")
+    assert "kept" not in measuring.measure(TRIAL)
+
+
+def test_a_trial_killed_in_the_middle_goes_on_to_the_same_result(measuring: Runner, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DIE_AT_THE_FIRST_CHECKPOINT, str(tmp_path), json.dumps(SPEC)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert measuring.store.read(TRIAL) is None
+    measuring.measure(TRIAL)
+    whole = Runner(Store(tmp_path / "whole"), tmp_path / "other cache")
+    whole.measure(TRIAL)
+    scores = []
+    for measured in (measuring, whole):
+        stored = measured.store.read(TRIAL)
+        assert stored
+        arrays = predictions(stored, measured.cache)
+        assert arrays
+        assert arrays["test_exits"].shape == (2, len(arrays["test_targets"]), 10)
+        scores.append({name: value for name, value in stored["figures"].items() if "." in name})
+    assert scores[0] == scores[1]
+
+
+def test_a_trial_that_fails_is_told_and_the_others_go_on(measuring: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = Trial("some", "bad", merged(SPEC, {"epochs": 0}), seed=0)
+    assert measuring.run([bad, TRIAL], jobs=1) == [bad]
+    lines = capsys.readouterr().out.splitlines()
+    assert "some/bad-seed0" in lines[0]
+    assert "FAILED: InvalidConfig: epochs: must be" in lines[0]
+    assert measuring.store.read(TRIAL)
+
+
+def test_all_contenders_come_with_the_first_seed_before_any_comes_with_the_second() -> None:
+    group = Group("some", "", {"a": Contender(SPEC, seeds=(0, 1)), "b": Contender(SPEC, seeds=(0,))})
+    assert [trial.key for trial in group.trials()] == ["some/a-seed0", "some/b-seed0", "some/a-seed1"]
+
+
+def test_every_trial_has_a_key_of_its_own_and_every_claim_names_contenders_that_there_are() -> None:
+    keys = [trial.key for group in GROUPS for trial in group.trials()]
+    assert len(keys) == len(set(keys))
+    named = {f"{group.name}/{name}" for group in GROUPS for name in group.contenders}
+    for group in GROUPS:
+        references = [r for claim in group.claims for r in (claim.of, claim.against) if r]
+        whole = [r.partition(":")[0] for r in references]
+        assert {name if "/" in name else f"{group.name}/{name}" for name in [*whole, *group.also]} <= named
