@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -17,17 +18,17 @@ class Kind(IntEnum):
     """(hidden, log-probabilities of the exits so far, shape (k, B, C)), to the right."""
     STOP = 3
     """Marker: save and end before step `step`; to the right."""
-    TABLE = 4
-    """Class table of version `step`: (beta_CPD,), to the left."""
+    VERSION = 4
+    """A block after `step` updates: what its left neighbour uses of it, to the left."""
 
 
 class Packet(NamedTuple):
-    """One message. Tensors have no graph and are not written to by their receiver."""
+    """One message. Tensors are not written to by their receiver, and have no graph that leads out of its worker."""
 
     kind: Kind
     epoch: int
     step: int
-    """Steps done when it was made; for EVALUATE the number of the batch; for TABLE its version."""
+    """Steps done when it was made; for EVALUATE the number of the batch; for VERSION the number of the version."""
     tensors: tuple[Tensor, ...]
 
 
@@ -45,6 +46,22 @@ class Channel(Protocol):
     def depth(self) -> int:
         """Packets that wait to be received, by this moment."""
         ...
+
+
+class DequeChannel:
+    """A line within one loop: what is received was sent in the same turn or before."""
+
+    def __init__(self) -> None:
+        self._packets: deque[Packet] = deque()
+
+    def send(self, packet: Packet) -> None:
+        self._packets.append(packet)
+
+    def receive(self) -> Packet:
+        return self._packets.popleft()
+
+    def depth(self) -> int:
+        return len(self._packets)
 
 
 class Aborted(Exception):

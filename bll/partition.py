@@ -229,6 +229,8 @@ def _warnings(config: TrainingConfig, train_rows: int, steps_per_epoch: int) -> 
         found.append("latent.family 'unit_gaussian' is a linear classifier per block; its variance says nothing")
     if config.blocks.num_blocks > 4:
         found.append(f"blocks.num_blocks {config.blocks.num_blocks}: the gap to backprop grows with each block over 4")
+    if config.loss.span > 1:
+        found.append(f"loss.span {config.loss.span}: all blocks run in one worker, one after the other")
     if config.executor.threads_per_block > (cores := len(os.sched_getaffinity(0))):
         found.append(f"executor.threads_per_block {config.executor.threads_per_block} exceeds the {cores} cores here")
     return tuple(found)

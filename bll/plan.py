@@ -45,6 +45,13 @@ class Plan:
         return len(self.blocks)
 
     @property
+    def workers(self) -> tuple[range, ...]:
+        """The blocks of each worker: one, or all where local losses reach over boundaries."""
+        if self.config.loss.span > 1:
+            return (range(self.num_blocks),)
+        return tuple(range(index, index + 1) for index in range(self.num_blocks))
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_names)
 

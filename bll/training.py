@@ -23,7 +23,8 @@ from bll.model import TrainedModel
 from bll.partition import resolve
 from bll.plain import to_dict
 from bll.plan import Plan
-from bll.worker import BlockEnded, BlockSaved, Run
+from bll.wiring import BlockEnded, BlockSaved
+from bll.worker import Run
 
 
 class Training:

@@ -10,10 +10,10 @@ not depend on who runs the blocks (method, section 5).
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,53 +25,17 @@ from bll.choices import Augmentation
 from bll.data import Dataset
 from bll.diagnostics import Examiner, Standing, Step
 from bll.errors import CheckpointError
-from bll.events import BlockDiagnostics, BlockProgress, Evaluation
 from bll.exits import EvaluationMeter
 from bll.losses import Objective
-from bll.messages import Channel, Kind, Packet
+from bll.messages import Kind, Packet
 from bll.mixing import Mixing
 from bll.optimizers import BlockOptimizer
 from bll.plan import Plan
 from bll.progress import ProgressMeter
 from bll.seeding import derive
 from bll.sending import Sender
-
-
-@dataclass(frozen=True)
-class BlockSaved:
-    """A worker has written its part of the cut after `step` steps."""
-
-    block: int
-    step: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class BlockEnded:
-    """A worker has ended in order, after `step` steps."""
-
-    block: int
-    step: int
-
-
-WorkerEvent = BlockProgress | BlockDiagnostics | Evaluation | BlockSaved | BlockEnded
-
-
-@dataclass(frozen=True)
-class Links:
-    """A block's connections. None where there is no neighbour, or no tables flow."""
-
-    inbox: Channel | None
-    """Messages from the left."""
-    outbox: Channel | None
-    """Messages to the right."""
-    tables_in: Channel | None
-    """Class tables from the right."""
-    tables_out: Channel | None
-    """Class tables to the left."""
-    emit: Callable[[WorkerEvent], None]
-    stop_requested: Callable[[], bool]
-    """Asked by the first block before each step."""
+from bll.versions import OwnVersions, RightVersions, Version
+from bll.wiring import BlockEnded, BlockSaved, Links
 
 
 @dataclass(frozen=True)
@@ -86,13 +50,46 @@ class Run:
     """Steps done at the checkpoint to go on from; 0 = from the beginning."""
 
 
-def run_block(worker: BlockWorker) -> Iterator[None]:
-    """Train a block to the end of the plan or to a stop marker, yielding after each action.
+class Worker(Protocol):
+    """One block, or several, with their place in the stream."""
+
+    run: Run
+    links: Links
+    num_validation_batches: int
+
+    @property
+    def index(self) -> int:
+        """Its first block."""
+        ...
+
+    def start(self) -> None:
+        """Send what the neighbours need before their first step."""
+        ...
+
+    def stop_before(self, step: int) -> bool:
+        """Whether the run stops here; tells the next worker."""
+        ...
+
+    def train_step(self, step: int) -> None:
+        """Take one training step."""
+        ...
+
+    def evaluate_batch(self, step: int, batch: int) -> None:
+        """Add the exits to one validation batch on its way."""
+        ...
+
+    def save(self, step: int) -> None:
+        """Write each block's part of the cut after `step` steps."""
+        ...
+
+
+def run_block(worker: Worker) -> Iterator[None]:
+    """Train a worker's blocks to the end of the plan or to a stop marker, yielding after each action.
 
     Threads and processes exhaust it; the sequential executor takes turns among the blocks, an action each.
     """
-    plan, step = worker.plan, worker.run.start_step
-    worker.publish_tables()
+    plan, step = worker.run.plan, worker.run.start_step
+    worker.start()
     yield
     while step < plan.total_steps:
         if worker.stop_before(step):
@@ -113,12 +110,14 @@ def run_block(worker: BlockWorker) -> Iterator[None]:
 class BlockWorker:
     """One block with its optimizers, its data and its place in the stream."""
 
-    def __init__(self, run: Run, index: int, dataset: Dataset, links: Links) -> None:
+    def __init__(self, run: Run, index: int, dataset: Dataset, links: Links, *, keeps_graph: bool = False) -> None:
+        """`keeps_graph`: gradients of the next block's loss shall come back through the messages."""
         self.run = run
         self.plan = run.plan
         self.config = run.plan.config
         self.index = index
         self.links = links
+        self.keeps_graph = keeps_graph
         self.is_first = index == 0
         self.block = build_block(run.plan, index, data.statistics(dataset.train) if self.is_first else None)
         self.objective = Objective(self.block.readout.family, self.config.loss)
@@ -131,11 +130,11 @@ class BlockWorker:
         batch = self.config.batch_size
         self.num_validation_batches = -(-len(self.validation_targets) // batch)
         self.order_epoch, self.order = -1, np.empty(0, dtype=np.int64)
-        self.right_version, self.right_CPD = -1, torch.empty(0)
-        self.sent_tables: deque[Tensor] = deque(maxlen=self.config.backward.delay_steps + 1)
         self.next_packet: Packet | None = None
         self.progress = ProgressMeter(index, self.plan)
         self.examiner = Examiner(index, self.plan, self.block, self.objective)
+        self.right = RightVersions(run.plan.config, links.backward_in, self.progress.waited)
+        self.versions = OwnVersions(run.plan.config, links.backward_out, self._version)
         self.evaluation: EvaluationMeter | None = None
         self.saved_step = run.start_step
         if run.start_step:
@@ -145,11 +144,17 @@ class BlockWorker:
 
     def train_step(self, step: int) -> None:
         """Receive msg_{k-1}(t), send msg_k(t), then learn from the local loss L_k."""
+        taken = self.forward_step(step)
+        torch.autograd.backward(taken.local.loss_B.mean())
+        self.update(taken)
+
+    def forward_step(self, step: int) -> Step:
+        """Everything before the gradient: msg_{k-1}(t) received, msg_k(t) sent, L_k computed."""
         epoch, config = step // self.plan.steps_per_epoch, self.config
         rows = self._rows(epoch, step % self.plan.steps_per_epoch)
         targets_B = self.train_targets[rows]
         received = self._training_inputs(step, rows) if self.is_first else self._take(Kind.TRAIN, step)[0]
-        right = self._right_table(step)
+        right = self.right.at(step)
         block, sender = self.block, self.sender
         block.train()
         block.seed_dropout(derive(config.seed, "dropout", self.index, step))
@@ -157,11 +162,11 @@ class BlockWorker:
         if not sender.reads_latent:
             self._send(epoch, step, sender.of_output(output))
         alpha_BPD = block.readout(output)
-        table = block.twin(right)
+        table = block.twin(right.table)
         mixing = self.mixing.at(epoch)
         if sender.reads_latent and self.links.outbox:
-            with torch.no_grad():
-                beta_BPD = table.beta_CPD[targets_B]
+            with torch.set_grad_enabled(self.keeps_graph):
+                beta_BPD = table.beta_CPD[targets_B].detach()
                 message = sender.training_message(output, alpha_BPD, beta_BPD, mixing, epoch, step)
             self._send(epoch, step, message)
         local = self.objective.loss(alpha_BPD, table, targets_B, mixing)
@@ -170,25 +175,29 @@ class BlockWorker:
             report = self.progress.report(step + 1, self.objective, alpha_BPD, table, targets_B, mixing)
             self.mixing.observe(report.agreement)
             self.links.emit(report)
-        torch.autograd.backward(local.loss_B.mean())
-        if self.examiner.is_due(step + 1):
-            examined = Step(step + 1, output, alpha_BPD, table, targets_B, local, mixing)
-            with self.examiner.around_step(examined, self._standing(step), self.links.emit):
+        return Step(step + 1, output, alpha_BPD, table, targets_B, local, mixing)
+
+    def update(self, taken: Step) -> None:
+        """Step the optimizers on the gradients that there are, and send the new version left."""
+        step = taken.number - 1
+        if self.examiner.is_due(taken.number):
+            with self.examiner.around_step(taken, self._standing(step), self.links.emit):
                 self.optimizer.step(step)
         else:
             self.optimizer.step(step)
-        if (step + 1) % self.plan.steps_per_epoch == 0:
+        if taken.number % self.plan.steps_per_epoch == 0:
             self.mixing.end_epoch()
-        self._publish_table(step + 1)
+        self.versions.send(taken.number)
 
     def _send(self, epoch: int, step: int, message: Tensor) -> None:
         """Before any backward pass: the next block need not wait for it."""
         if self.links.outbox:
-            self.links.outbox.send(Packet(Kind.TRAIN, epoch, step, (message.detach(),)))
+            message = message if self.keeps_graph else message.detach()
+            self.links.outbox.send(Packet(Kind.TRAIN, epoch, step, (message,)))
 
     def _standing(self, step: int) -> Standing:
         return Standing(
-            staleness_steps=step - self.right_version if self.links.tables_in else 0,
+            staleness_steps=self.right.staleness(step),
             queue_depth=self.links.inbox.depth() if self.links.inbox else 0,
         )
 
@@ -222,7 +231,7 @@ class BlockWorker:
         self.block.eval()
         output = self.block.layers(hidden)
         alpha_BPD = self.block.readout(output)
-        table = self.block.twin(self._right_table(step))
+        table = self.block.twin(self.right.at(step).table)
         exit_BC = self.objective.exit_log_probs(alpha_BPD, table)
         exits_KBC = torch.cat((*exits, exit_BC.unsqueeze(0)))
         self.progress.restart_clock()
@@ -239,6 +248,10 @@ class BlockWorker:
             self.links.emit(self.evaluation.evaluation(epoch, step))
 
     # The stream -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Send what the left neighbour needs before its first step."""
+        self.versions.start(self.run.start_step)
 
     def stop_before(self, step: int) -> bool:
         """Whether the run stops here: on request at the first block, by the marker that it sends at the others."""
@@ -265,41 +278,9 @@ class BlockWorker:
             raise RuntimeError(f"expected {kind.name} {step} from the left, got {packet.kind.name} {packet.step}")
         return packet.tensors
 
-    # Backward messages: class tables, right to left -------------------------------------------------------------
-
-    def publish_tables(self) -> None:
-        """Send what the left neighbour needs before its first step: version 0, or those kept in the checkpoint."""
-        if self.links.tables_out is None:
-            return
-        if not self.sent_tables:
-            self._publish_table(0)
-            return
-        first = self.run.start_step - len(self.sent_tables) + 1
-        for version, table in enumerate(self.sent_tables, start=first):
-            self.links.tables_out.send(Packet(Kind.TABLE, 0, version, (table,)))
-
-    def _publish_table(self, version: int) -> None:
-        if self.links.tables_out is None:
-            return
-        with torch.no_grad():
-            beta_CPD = self.block.twin(self._right_table(version)).beta_CPD
-        self.sent_tables.append(beta_CPD.clone())
-        self.links.tables_out.send(Packet(Kind.TABLE, 0, version, (self.sent_tables[-1],)))
-
-    def _right_table(self, step: int) -> Tensor | None:
-        """The right neighbour's table as it was `delay_steps` before `step`, or its first: a fixed rule, so that
-        every executor computes the same."""
-        if self.links.tables_in is None:
-            return None
-        wanted = max(0, step - self.config.backward.delay_steps)
-        while self.right_version < wanted:
-            before = time.monotonic()
-            packet = self.links.tables_in.receive()
-            self.progress.waited(time.monotonic() - before)
-            self.right_version, (self.right_CPD,) = packet.step, packet.tensors
-        if self.right_version != wanted:
-            raise RuntimeError(f"expected table {wanted} from the right, got {self.right_version}")
-        return self.right_CPD
+    def _version(self, number: int) -> Version:
+        """This block after `number` updates, for its left neighbour."""
+        return Version(self.block.twin(self.right.at(number).table).beta_CPD)
 
     # Checkpoints ------------------------------------------------------------------------------------------------
 
@@ -309,12 +290,10 @@ class BlockWorker:
             return
         self.progress.check_finite(step)
         with torch.no_grad():
-            table = self.block.twin(self._right_table(step))
+            table = self.block.twin(self.right.at(step).table)
         tensors = {f"block.{name}": tensor for name, tensor in self.block.state_dict().items()}
         tensors |= {f"table.{name}": tensor.clone() for name, tensor in table._asdict().items()}
-        tensors |= self.optimizer.state() | {"mixing": self.mixing.state()}
-        if self.sent_tables:
-            tensors["sent_tables"] = torch.stack(tuple(self.sent_tables))
+        tensors |= self.optimizer.state() | {"mixing": self.mixing.state()} | self.versions.state()
         digest = checkpoint.save_block(self.run.run_dir, step, self.index, tensors)
         self.saved_step = step
         self.links.emit(BlockSaved(self.index, step, digest))
@@ -325,7 +304,6 @@ class BlockWorker:
             self.block.load_state_dict(checkpoint.below("block.", tensors))
             self.optimizer.restore(tensors)
             self.mixing.restore(tensors["mixing"])
+            self.versions.restore(tensors)
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(f"checkpoint of step {step} does not fit block {self.index}: {error}") from error
-        if "sent_tables" in tensors:
-            self.sent_tables.extend(tensors["sent_tables"].unbind())

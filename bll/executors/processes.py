@@ -23,9 +23,10 @@ import torch
 
 from bll import data
 from bll.errors import BllError, BlockFailed
-from bll.executors.base import wire
 from bll.executors.ring import RingChannel
-from bll.worker import BlockEnded, BlockWorker, Links, Run, WorkerEvent, run_block
+from bll.joint import make_worker
+from bll.wiring import BlockEnded, Links, WorkerEvent, wire
+from bll.worker import Run, run_block
 
 _ENVIRONMENT = {
     # Waiting threads sleep: blocks share the cores.
@@ -54,18 +55,19 @@ class ProcessExecutor:
         # Kept: a semaphore's name is gone with the parent's object, and a child looks it up when it starts.
         self._links = wire(
             run.plan,
+            run.plan.workers,
             lambda slots, size_bytes: RingChannel(self._context, slots, size_bytes),
             emit=_unwired,
             stop_requested=_unwired,
         )
-        for index, link in enumerate(self._links):
+        for blocks, link in zip(run.plan.workers, self._links, strict=True):
             events, sender = self._context.Pipe(duplex=False)
             lifeline, held = self._context.Pipe(duplex=False)
-            channels = (link.inbox, link.outbox, link.tables_in, link.tables_out)
+            channels = (link.inbox, link.outbox, link.backward_in, link.backward_out)
             process = self._context.Process(
                 target=_work,
-                args=(run, index, channels, sender, lifeline, self._stop),
-                name=f"block-{index}",
+                args=(run, blocks, channels, sender, lifeline, self._stop),
+                name=f"block-{blocks[0]}",
                 daemon=True,
             )
             process.start()
@@ -115,7 +117,7 @@ class ProcessExecutor:
 
 def _work(
     run: Run,
-    index: int,
+    blocks: range,
     channels: tuple[RingChannel | None, RingChannel | None, RingChannel | None, RingChannel | None],
     events: Connection,
     lifeline: Connection,
@@ -128,13 +130,13 @@ def _work(
     links = Links(*channels, emit=events.send, stop_requested=lambda: bool(stop.value))
     try:
         dataset = data.load(run.plan.config.data, run.plan.config.seed, run.data_root)
-        for _ in run_block(BlockWorker(run, index, dataset, links)):
+        for _ in run_block(make_worker(run, blocks, dataset, links)):
             pass
     except BllError as error:
         events.send(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         sys.excepthook(*sys.exc_info())  # the trace goes to the log; the parent gets one line
-        events.send(BlockFailed(index, repr(error)))
+        events.send(BlockFailed(blocks[0], repr(error)))
 
 
 def _end_with_parent(lifeline: Connection) -> NoReturn:

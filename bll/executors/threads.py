@@ -10,9 +10,11 @@ import torch
 
 from bll import data
 from bll.errors import BllError, BlockFailed
-from bll.executors.base import intra_op_threads, wire
+from bll.executors.base import intra_op_threads
+from bll.joint import make_worker
 from bll.messages import Aborted, Packet
-from bll.worker import BlockEnded, BlockWorker, Run, WorkerEvent, run_block
+from bll.wiring import BlockEnded, WorkerEvent, wire
+from bll.worker import Run, Worker, run_block
 
 _POLL_S = 0.2
 """How long a waiting worker may take to notice that the run is being torn down."""
@@ -52,17 +54,22 @@ class ThreadExecutor:
         self._stop = threading.Event()
         self._aborted = threading.Event()
         self._events: queue.SimpleQueue[WorkerEvent | tuple[int, Exception]] = queue.SimpleQueue()
-        self._workers: list[BlockWorker] = []
+        self._workers: list[Worker] = []
         self._threads_per_block = 1
 
     def launch(self, run: Run) -> None:
         dataset = data.load(run.plan.config.data, run.plan.config.seed, run.data_root)
         self._threads_per_block = run.plan.config.executor.threads_per_block
+        workers = run.plan.workers
         links = wire(
-            run.plan, lambda slots, _size: QueueChannel(slots, self._aborted), self._events.put, self._stop.is_set
+            run.plan,
+            workers,
+            lambda slots, _size: QueueChannel(slots, self._aborted),
+            self._events.put,
+            self._stop.is_set,
         )
         # Built here, one after the other: initial weights are drawn from torch's global generator.
-        self._workers = [BlockWorker(run, index, dataset, link) for index, link in enumerate(links)]
+        self._workers = [make_worker(run, blocks, dataset, link) for blocks, link in zip(workers, links, strict=True)]
 
     def events(self) -> Generator[WorkerEvent, None, None]:
         threads = [
@@ -90,7 +97,7 @@ class ThreadExecutor:
     def stop(self) -> None:
         self._stop.set()
 
-    def _work(self, worker: BlockWorker) -> None:
+    def _work(self, worker: Worker) -> None:
         torch.set_num_threads(self._threads_per_block)
         try:
             for _ in run_block(worker):

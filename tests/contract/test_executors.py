@@ -61,6 +61,18 @@ SPECS: dict[str, dict[str, Any]] = {
         "blocks": {"num_blocks": 2},
         "latent": {"family": "gaussian", "readout": "identity", "message": "sample"},
     },
+    "overlapping_pairs_chain": {
+        "network": {"architecture": "mlp", "widths": [16, 12, 12], "dropout": 0.2},
+        "blocks": {"num_blocks": 3},
+        "backward": {"twin": "chain", "delay_steps": 3},
+        "loss": {"span": 2},
+    },
+    "every_exit_by_backpropagation": {
+        "network": {"widths": [4, 8]},
+        "blocks": {"num_blocks": 2},
+        "loss": {"span": 2, "posterior": "detached"},
+        "mixing": {"schedule": "linear", "start": 0.5, "end": 1.0},
+    },
     "one_block": {"network": {"architecture": "mlp", "widths": [16]}, "blocks": {"num_blocks": 1}},
     "two_threads_a_block": {
         "network": {"widths": [4, 8]},
@@ -137,7 +149,9 @@ def test_weights_are_bit_identical_to_the_sequential_loop(
 
 
 @every_executor
-@pytest.mark.parametrize("key", ["chain_dropout_augmentation_cnn", "identity_chain_bootstrap_normalised"])
+@pytest.mark.parametrize(
+    "key", ["chain_dropout_augmentation_cnn", "identity_chain_bootstrap_normalised", "overlapping_pairs_chain"]
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(
     name: ExecutorName, key: str, reference: dict[str, tuple[str, list[Event]]], tmp_path: Path
 ) -> None:

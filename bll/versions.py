@@ -1,0 +1,108 @@
+"""What flows right to left between two neighbours: versions of a block, by a fixed rule of age.
+
+At step t a block uses version max(0, t - delay_steps) of its right neighbour, where version v is the neighbour after
+v updates. The rule looks at no clock, so every executor computes the same (method, section 5).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bll.choices import TwinName
+from bll.config import TrainingConfig
+from bll.messages import Channel, Kind, Packet
+
+
+class Version(NamedTuple):
+    """What a block tells its left neighbour of itself after some updates. None: does not flow in this run."""
+
+    table: Tensor | None = None
+    """Parameters of its class table, shape (C, P, D)."""
+
+
+def carried(config: TrainingConfig) -> tuple[str, ...]:
+    """The fields of Version that flow in a run of `config`, in their order."""
+    return ("table",) if config.backward.twin is TwinName.CHAIN else ()
+
+
+class RightVersions:
+    """The right neighbour's versions, as they are asked for."""
+
+    def __init__(self, config: TrainingConfig, incoming: Channel | None, waited: Callable[[float], None]) -> None:
+        """`waited` is told how long each version was waited for, in seconds."""
+        self._incoming = incoming
+        self._carried = carried(config)
+        self._delay_steps = config.backward.delay_steps
+        self._waited = waited
+        self._number, self._version = -1, Version()
+
+    def at(self, step: int) -> Version:
+        """The version for step `step`, which must not fall from call to call. Nothing where there is no neighbour."""
+        if self._incoming is None:
+            return self._version
+        wanted = max(0, step - self._delay_steps)
+        while self._number < wanted:
+            before = time.monotonic()
+            packet = self._incoming.receive()
+            self._waited(time.monotonic() - before)
+            self._number = packet.step
+            self._version = Version(**dict(zip(self._carried, packet.tensors, strict=True)))
+        if self._number != wanted:
+            raise RuntimeError(f"expected version {wanted} from the right, got {self._number}")
+        return self._version
+
+    def staleness(self, step: int) -> int:
+        """Steps that the version last asked for lies before `step`; 0 where nothing flows."""
+        return step - self._number if self._incoming else 0
+
+
+class OwnVersions:
+    """A block's versions on their way left. Those that the neighbour may still ask for go into checkpoints."""
+
+    def __init__(self, config: TrainingConfig, outgoing: Channel | None, current: Callable[[int], Version]) -> None:
+        """`current(number)` gives the block as it is, after `number` updates."""
+        self._outgoing = outgoing
+        self._carried = carried(config)
+        self._current = current
+        self._kept: deque[tuple[Tensor, ...]] = deque(maxlen=config.backward.delay_steps + 1)
+        """The tensors of each version, in the order of what is carried."""
+
+    def start(self, step: int) -> None:
+        """Send what the neighbour needs before it does step `step`: the first version, or those kept."""
+        if not self._kept:
+            self.send(0)
+            return
+        for number, tensors in enumerate(self._kept, start=step - len(self._kept) + 1):
+            self._put(number, tensors)
+
+    def send(self, number: int) -> None:
+        """Send the block as it is, after `number` updates."""
+        if self._outgoing is None:
+            return
+        with torch.no_grad():
+            version = self._current(number)
+        self._kept.append(tuple(getattr(version, name).clone() for name in self._carried))
+        self._put(number, self._kept[-1])
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        if not self._kept:
+            return {}
+        columns = zip(self._carried, zip(*self._kept, strict=True), strict=True)
+        return {f"sent_{name}s": torch.stack(tensors) for name, tensors in columns}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave. Raises KeyError if it is not there."""
+        if self._outgoing is not None:
+            columns = [tensors[f"sent_{name}s"].unbind() for name in self._carried]
+            self._kept.extend(zip(*columns, strict=True))
+
+    def _put(self, number: int, tensors: tuple[Tensor, ...]) -> None:
+        assert self._outgoing is not None
+        self._outgoing.send(Packet(Kind.VERSION, 0, number, tensors))

@@ -1,0 +1,95 @@
+"""What connects workers: messages rightward, backward messages leftward, and events to whoever runs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from bll.choices import TwinName
+from bll.events import BlockDiagnostics, BlockProgress, Evaluation
+from bll.families import make_family
+from bll.messages import Channel
+from bll.plan import Plan
+from bll.readouts import latent_units
+from bll.sending import message_shape
+
+
+@dataclass(frozen=True)
+class BlockSaved:
+    """A worker has written its part of the cut after `step` steps."""
+
+    block: int
+    step: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class BlockEnded:
+    """A worker, whose first block is `block`, has ended in order after `step` steps."""
+
+    block: int
+    step: int
+
+
+WorkerEvent = BlockProgress | BlockDiagnostics | Evaluation | BlockSaved | BlockEnded
+
+
+@dataclass(frozen=True)
+class Links:
+    """A worker's connections. None where there is no neighbour, or nothing flows."""
+
+    inbox: Channel | None
+    """Messages from the left."""
+    outbox: Channel | None
+    """Messages to the right."""
+    backward_in: Channel | None
+    """Versions of the right neighbour."""
+    backward_out: Channel | None
+    """Versions of its own, to the left."""
+    emit: Callable[[WorkerEvent], None]
+    stop_requested: Callable[[], bool]
+    """Asked by the first worker before each step."""
+
+
+C = TypeVar("C", bound=Channel)
+
+
+def wire(
+    plan: Plan,
+    workers: tuple[range, ...],
+    make_channel: Callable[[int, int], C],
+    emit: Callable[[WorkerEvent], None],
+    stop_requested: Callable[[], bool],
+) -> list[Links]:
+    """The connections of every worker, each given by its blocks, over channels from
+    `make_channel(slots, largest packet in bytes)`."""
+    config, batch, family = plan.config, plan.config.batch_size, make_family(plan.config.latent)
+    rightward: list[C | None] = [None]
+    leftward: list[C | None] = []
+    for blocks in workers[:-1]:
+        last = blocks[-1]
+        message = math.prod(message_shape(plan.blocks[last].output_shape, family, config.latent))
+        scalars = batch * (message + (last + 1) * plan.num_classes)
+        rightward.append(make_channel(config.executor.messages_in_flight, 4 * scalars))
+        if config.backward.twin is TwinName.CHAIN:
+            # At most delay + 1 versions wait while their block is ahead, and one is on its way at each end.
+            units = latent_units(plan.blocks[last + 1].output_shape, config.latent)
+            table = plan.num_classes * family.num_parameters * units
+            leftward.append(make_channel(config.backward.delay_steps + 3, 4 * table))
+        else:
+            leftward.append(None)
+    rightward.append(None)
+    leftward.append(None)
+    return [
+        Links(
+            inbox=rightward[index],
+            outbox=rightward[index + 1],
+            backward_in=leftward[index],
+            backward_out=leftward[index - 1] if index else None,
+            emit=emit,
+            stop_requested=stop_requested,
+        )
+        for index in range(len(workers))
+    ]
