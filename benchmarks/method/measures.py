@@ -10,24 +10,37 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
+from benchmarks.method.paired import log_prediction
 from bll import data
 from bll.checkpoint import write_atomically
 from bll.config import TrainingConfig
-from bll.data import Split
+from bll.evaluation import ScoreMeter
 from bll.events import CheckpointSaved, Event
-from bll.exits import EvaluationMeter
 from bll.model import TrainedModel
+from bll.selective import aurc, error_auroc
 from bll.training import fit
 
 _BATCH = 1000
 _ELAPSED = "elapsed.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a measuring function is given."""
+
+    config: TrainingConfig
+    run_dir: Path
+    data_root: Path | None
+    bases: tuple[Path, ...] = ()
+    """Folders of the runs whose networks are to be scored."""
+    seeds: tuple[int, ...] = ()
+    """Their seeds."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +49,20 @@ class Measured:
 
     figures: Mapping[str, float]
     arrays: Mapping[str, np.ndarray]
-    """Log-probabilities of exits (K, B, C) and true classes (B,) of each split: `test_exits`, `test_targets`."""
+    """Log-probabilities of exits (K, B, C) and true classes (B,) of each split: `test_exits`, `test_targets`. A
+    prediction that is no exit, mixture or product has its own, (B, C): `test_tempered`."""
     cuts: tuple[int, ...]
 
 
-Measure = Callable[[TrainingConfig, Path, Path | None], Measured]
-"""Of a config, the folder of its run and the root of its data."""
-
-
-def classifier(config: TrainingConfig, run_dir: Path, data_root: Path | None) -> Measured:
-    """Train in `run_dir` and score every exit, mixture and product on validation and test rows."""
-    model, figures = trained(config, run_dir, data_root)
+def classifier(task: Task) -> Measured:
+    """Train and score every exit, mixture and product on test rows; keeps what is said of validation rows too."""
+    model, figures = trained(task)
     plan = model.plan
-    dataset = data.load(plan.config.data, plan.config.seed, data_root)
+    dataset = data.load(plan.config.data, plan.config.seed, task.data_root)
     arrays: dict[str, np.ndarray] = {}
     for split, rows in (("validation", dataset.validation), ("test", dataset.test)):
         start = time.process_time()
-        exits_KBC = log_exits(model, rows)
+        exits_KBC = log_exits(model, rows.inputs)
         if split == "test":
             figures["predict_us"] = (time.process_time() - start) / len(rows) * 1e6
             figures |= scores(exits_KBC, rows.targets)
@@ -60,19 +70,16 @@ def classifier(config: TrainingConfig, run_dir: Path, data_root: Path | None) ->
     return Measured(figures, arrays, plan.config.blocks.cuts)
 
 
-def smoke(config: TrainingConfig, run_dir: Path, data_root: Path | None) -> Measured:
+def smoke(task: Task) -> Measured:
     """Train a few steps: step time and memory, no scores."""
-    model, figures = trained(config, run_dir, data_root)
+    model, figures = trained(task)
     return Measured(figures, {}, model.plan.config.blocks.cuts)
 
 
-MEASURES: Mapping[str, Measure] = {"classifier": classifier, "smoke": smoke}
-
-
-def trained(config: TrainingConfig, run_dir: Path, data_root: Path | None) -> tuple[TrainedModel, dict[str, float]]:
+def trained(task: Task) -> tuple[TrainedModel, dict[str, float]]:
     """The model, and what its training cost. A run that was cut short goes on from its last checkpoint."""
-    clock = _Clock(run_dir)
-    model = fit(config, run_dir=run_dir, data_root=data_root, on_event=clock.event)
+    clock = Clock(task.run_dir)
+    model = fit(task.config, run_dir=task.run_dir, data_root=task.data_root, on_event=clock.event)
     blocks, steps = model.plan.blocks, model.plan.total_steps
     return model, {
         "parameters": sum(block.parameters for block in blocks),
@@ -84,11 +91,10 @@ def trained(config: TrainingConfig, run_dir: Path, data_root: Path | None) -> tu
     }
 
 
-def log_exits(model: TrainedModel, rows: Split) -> np.ndarray:
+def log_exits(model: TrainedModel, inputs: np.ndarray) -> np.ndarray:
     """log p_k(y|x) of every exit, float32 (K, B, C)."""
     parts = [
-        model.predict(rows.inputs[start : start + _BATCH])["exit_probabilities"]
-        for start in range(0, len(rows), _BATCH)
+        model.predict(inputs[start : start + _BATCH])["exit_probabilities"] for start in range(0, len(inputs), _BATCH)
     ]
     exits_KBC = np.concatenate(parts).swapaxes(0, 1)
     log_probs_KBC: np.ndarray = np.log(np.maximum(exits_KBC, np.finfo(np.float32).tiny))
@@ -97,24 +103,32 @@ def log_exits(model: TrainedModel, rows: Split) -> np.ndarray:
 
 def scores(exits_KBC: np.ndarray, targets_B: np.ndarray) -> dict[str, float]:
     """Accuracy, NLL, calibration error and Brier score of each prediction; of the mixture also how it ranks errors."""
-    meter = EvaluationMeter("test", len(exits_KBC), exits_KBC.shape[-1])
-    meter.add(exits_KBC, targets_B)
-    evaluation = meter.evaluation(epoch=0, step=0)
-    named = {"mixture": evaluation.mixture, "product": evaluation.product}
-    named |= {f"exit{k}": exit_scores for k, exit_scores in enumerate(evaluation.exits, 1)}
-    figures = {
-        f"{prediction}.{name.removesuffix('_nats')}": value
-        for prediction, values in named.items()
-        for name, value in asdict(values).items()
-    }
-    mixture_BC = np.exp(exits_KBC.astype(np.float64)).mean(0)
-    wrong_B = mixture_BC.argmax(1) != targets_B
-    if 0 < wrong_B.sum() < len(wrong_B):
-        figures["mixture.error_auroc"] = float(roc_auc_score(wrong_B, -mixture_BC.max(1)))
-    return figures | {"mixture_gap": evaluation.mixture_gap_nats}
+    named = {name: log_prediction(exits_KBC, name) for name in ("mixture", "product")}
+    named |= {f"exit{k}": log_exit_BC for k, log_exit_BC in enumerate(exits_KBC, 1)}
+    figures: dict[str, float] = {}
+    for name, log_probs_BC in named.items():
+        figures |= prediction_scores(name, log_probs_BC, targets_B)
+    exit_nll = sum(figures[f"exit{k}.nll"] for k in range(1, len(exits_KBC) + 1)) / len(exits_KBC)
+    return figures | {"mixture_gap": exit_nll - figures["mixture.nll"]} | ranking(named["mixture"], targets_B)
 
 
-class _Clock:
+def prediction_scores(name: str, log_probs_BC: np.ndarray, targets_B: np.ndarray) -> dict[str, float]:
+    """Accuracy, NLL, calibration error and Brier score of one prediction."""
+    meter = ScoreMeter(log_probs_BC.shape[1])
+    meter.add(log_probs_BC, targets_B)
+    return {f"{name}.{score.removesuffix('_nats')}": value for score, value in asdict(meter.scores()).items()}
+
+
+def ranking(log_mixture_BC: np.ndarray, targets_B: np.ndarray) -> dict[str, float]:
+    """How the mixture's largest probability tells errors apart; nothing where there are none."""
+    correct_B = log_mixture_BC.argmax(1) == targets_B
+    if correct_B.all() or not correct_B.any():
+        return {}
+    doubt_B = -log_mixture_BC.max(1)
+    return {"mixture.error_auroc": error_auroc(doubt_B, correct_B), "mixture.aurc": aurc(doubt_B, correct_B)}
+
+
+class Clock:
     """Seconds of training, kept with each checkpoint so that a run that goes on counts those before it too."""
 
     def __init__(self, run_dir: Path) -> None:

@@ -6,10 +6,15 @@ Shapes: B rows, C classes, K exits.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from bll.selective import error_auroc
+
+RankedRows = tuple[np.ndarray, np.ndarray]
+"""Doubt in each row's prediction, and whether it is right."""
 
 _Z95 = statistics.NormalDist().inv_cdf(0.975)
 
@@ -55,11 +60,34 @@ def log_prediction(exits_KBC: np.ndarray, name: str) -> np.ndarray:
     return log_probs_BC
 
 
-def row_scores(exits_KBC: np.ndarray, targets_B: np.ndarray, prediction: str, score: str) -> np.ndarray:
-    """`accuracy` (0 or 1) or `nll` (nats) of each row, (B,)."""
-    log_probs_BC = log_prediction(exits_KBC, prediction)
-    if score == "accuracy":
-        scores_B: np.ndarray = (log_probs_BC.argmax(1) == targets_B).astype(np.float64)
-    else:
-        scores_B = -log_probs_BC[np.arange(len(targets_B)), targets_B]
+def row_scores(arrays: Mapping[str, np.ndarray], prediction: str, score: str) -> np.ndarray:
+    """`accuracy` (0 or 1), `nll` (nats) or `doubt` (1 less the largest probability) of each test row, (B,)."""
+    targets_B, own = arrays["test_targets"], f"test_{prediction}"
+    log_probs_BC = arrays[own] if own in arrays else log_prediction(arrays["test_exits"], prediction)
+    match score:
+        case "accuracy":
+            scores_B: np.ndarray = (log_probs_BC.argmax(1) == targets_B).astype(np.float64)
+        case "nll":
+            scores_B = -log_probs_BC[np.arange(len(targets_B)), targets_B]
+        case "doubt":
+            scores_B = -np.expm1(log_probs_BC.max(1))
+        case _:
+            raise ValueError(f"no row has a score called {score!r}")
     return scores_B
+
+
+def error_auroc_difference(pairs: Sequence[tuple[RankedRows, RankedRows]], resamples: int = 500) -> Difference:
+    """How much better the first of each pair ranks its errors; a pair for each seed, all on the same rows.
+
+    The interval is the bootstrap's (percentiles) over test rows, the same draw for both of all pairs.
+    """
+    rows, draw = len(pairs[0][0][0]), np.random.default_rng(0)
+    by_seed = [error_auroc(*of) - error_auroc(*against) for of, against in pairs]
+    drawn = []
+    for _ in range(resamples):
+        chosen = draw.integers(rows, size=rows)
+        values = [error_auroc(a[chosen], b[chosen]) - error_auroc(c[chosen], d[chosen]) for (a, b), (c, d) in pairs]
+        drawn.append(statistics.mean(values))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    spread = statistics.stdev(by_seed) if len(by_seed) > 1 else None
+    return Difference(statistics.mean(by_seed), float(low), float(high), spread)

@@ -45,6 +45,19 @@ _COSTS = (
     Column("CPU min", "", "train_cpu_s", 1 / 60, 1),
 )
 
+_UNCERTAINTY = (
+    Column("accuracy, %", "mixture", "accuracy", 100, 2),
+    Column("NLL, nats", "mixture", "nll"),
+    Column("tempered NLL", "tempered", "nll"),
+    Column("ECE", "mixture", "ece"),
+    Column("error AUROC", "mixture", "error_auroc", 1.0, 3),
+    Column("OOD AUROC, evidence", "", "ood.mean.evidence", 1.0, 3),
+    Column("OOD AUROC, entropy", "", "ood.mean.entropy", 1.0, 3),
+    Column("90 % sets: coverage, %", "", "set90%.coverage", 100, 1),
+    Column("size", "", "set90%.size", 1.0, 2),
+    Column("predict, us", "", "predict_us", 1.0, 0),
+)
+
 COLUMNS: Mapping[str, Sequence[Column]] = {
     "classifier": (
         Column("accuracy, %", "mixture", "accuracy", 100, 2),
@@ -56,6 +69,9 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
         *_COSTS,
     ),
     "smoke": _COSTS,
+    "uncertainty": _UNCERTAINTY,
+    "ensemble": _UNCERTAINTY,
+    "mc_dropout": _UNCERTAINTY,
 }
 
 
@@ -135,7 +151,7 @@ def _circumstances(finished: Sequence[Stored]) -> str:
     machines = "; ".join(
         sorted({f"{m['cpu']}, {m['cores']} cores, torch {m['torch']}" for m in (s["machine"] for s in finished)})
     )
-    hours = sum(stored["figures"]["train_cpu_s"] for stored in finished) / 3600
+    hours = sum(stored["figures"].get("train_cpu_s", 0.0) for stored in finished) / 3600
     dates = sorted(stored["date"][:10] for stored in finished)
     commits = ", ".join(sorted({stored["commit"][:8] for stored in finished}))
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.method.paired import Difference, difference, row_scores
+from benchmarks.method.paired import Difference, RankedRows, difference, error_auroc_difference, row_scores
 from benchmarks.method.trials import Claim, Group, Store, Stored, Trial
 from benchmarks.record import Row
 
 Predictions = Callable[[Stored], dict[str, np.ndarray] | None]
 
-_BY_ROW = ("accuracy", "nll")
-"""Scores that each test row has for itself."""
+_BY_ROW = ("accuracy", "nll", "error_auroc")
+"""Scores whose differences have an interval over test rows."""
 
 _UNITS = {
     "nll": "nats",
@@ -91,18 +91,21 @@ class Results:
         self, pairs: Sequence[tuple[tuple[Stored, str], tuple[Stored, str]]], score: str
     ) -> Difference | None:
         """Row by row; None where this machine lacks predictions."""
-        by_seed, targets = [], []
+        found = []
         for (of, prediction), (against, other_prediction) in pairs:
             arrays, others = self.predictions(of), self.predictions(against)
             if arrays is None or others is None:
                 return None
-            targets_B = arrays["test_targets"]
-            if not np.array_equal(targets_B, others["test_targets"]):
+            if not np.array_equal(arrays["test_targets"], others["test_targets"]):
                 raise ValueError(f"{of['run']} and {against['run']} were not tested on the same rows")
-            scores_B = row_scores(arrays["test_exits"], targets_B, prediction, score)
-            by_seed.append(scores_B - row_scores(others["test_exits"], targets_B, other_prediction, score))
-            targets.append(targets_B)
-        return difference(by_seed, same_rows=all(np.array_equal(targets[0], t) for t in targets))
+            found.append(((arrays, prediction), (others, other_prediction)))
+        targets = [arrays["test_targets"] for (arrays, _), _ in found]
+        same_rows = all(np.array_equal(targets[0], other) for other in targets)
+        if score == "error_auroc":
+            ranked = [(_ranked(*of), _ranked(*against)) for of, against in found]
+            return error_auroc_difference(ranked) if same_rows else None
+        by_seed = [row_scores(*of, score) - row_scores(*against, score) for of, against in found]
+        return difference(by_seed, same_rows=same_rows)
 
     def _trials(self, name: str) -> list[Trial]:
         group_name, _, contender = name.partition("/")
@@ -129,6 +132,10 @@ def _split(group: Group, reference: str) -> tuple[str, str]:
     """`group/name` and prediction of a claim's `name:prediction`."""
     name, _, prediction = reference.partition(":")
     return name if "/" in name else f"{group.name}/{name}", prediction
+
+
+def _ranked(arrays: Mapping[str, np.ndarray], prediction: str) -> RankedRows:
+    return row_scores(arrays, prediction, "doubt"), row_scores(arrays, prediction, "accuracy") == 1
 
 
 def _over(seeds: int) -> str:

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.method import synthetic
+from benchmarks.method import made
 from benchmarks.method.behaviour import behaviour_digest, code_digest
-from benchmarks.method.measures import MEASURES
+from benchmarks.method.measures import Task
+from benchmarks.method.measuring import MEASURES
 from benchmarks.method.trials import Store, Stored, Trial
 from benchmarks.record import commit, machine
 from bll.checkpoint import write_atomically
@@ -31,6 +32,10 @@ from bll.errors import BllError
 
 CACHE = Path(__file__).parents[2] / ".bench"
 PREDICTIONS = "predictions.npz"
+
+
+class NotTrained(Exception):
+    """A trial scores a network that no finished trial has left on this machine."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,11 @@ class Runner:
         if stored and (self.trust or stored["code"] == code):
             return "kept: " + summary(stored)
         data_root = self._data_root(trial)
-        behaviour = behaviour_digest(trial, code, self.cache, data_root)
+        bases = self._bases(trial)
+        if bases:
+            behaviour = _short("".join(base["behaviour"] for base in bases))
+        else:
+            behaviour = behaviour_digest(trial, code, self.cache, data_root)
         if stored and stored["behaviour"] == behaviour:
             return "kept, same behaviour: " + summary(stored)
         config = trial.config()
@@ -87,7 +96,9 @@ class Runner:
         with (run_dir / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             start = datetime.datetime.now(datetime.UTC)
-            measured = MEASURES[trial.measure](config, run_dir, data_root)
+            seeds = tuple(base.seed for base in trial.bases)
+            folders = tuple(self.cache / base["run"] for base in bases)
+            measured = MEASURES[trial.measure](Task(config, run_dir, data_root, folders, seeds))
             if measured.arrays:
                 buffer = io.BytesIO()
                 np.savez_compressed(buffer, allow_pickle=False, **measured.arrays)
@@ -106,13 +117,23 @@ class Runner:
             self.store.write(trial, values)
         return summary(values)
 
+    def _bases(self, trial: Trial) -> list[Stored]:
+        """The finished trials whose networks this one scores. Raises NotTrained if one is missing."""
+        found = []
+        for base in trial.bases:
+            stored = self.store.read(base)
+            if not (stored and (self.cache / stored["run"]).exists()):
+                raise NotTrained(f"it scores the network of {base.key}, which is not there: measure that first")
+            found.append(stored)
+        return found
+
     def _data_root(self, trial: Trial) -> Path | None:
         return self.cache / "data" if trial.spec["data"]["name"] == "npz" else None
 
     def _make_data(self, trial: Trial) -> None:
         """In the parent: two children must not write one file."""
         if root := self._data_root(trial):
-            synthetic.write(root / trial.spec["data"]["path"])
+            made.write(root / trial.spec["data"]["path"])
 
 
 def predictions(stored: Stored, cache: Path = CACHE) -> dict[str, np.ndarray] | None:
@@ -150,7 +171,7 @@ def _child(runner: Runner, trial: Trial, sender: connection.Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         sender.send((runner.measure(trial), True))
-    except (BllError, BlockingIOError) as error:
+    except (BllError, BlockingIOError, NotTrained) as error:
         sender.send((f"FAILED: {type(error).__name__}: {error}", False))
 
 

@@ -32,7 +32,16 @@ class Contender:
     spec: Spec
     seeds: tuple[int, ...] = (0, 1, 2)
     measure: str = "classifier"
-    """Name of the function of `benchmarks.method.measures` that trains and scores it."""
+    """Name of the function in `benchmarks.method.measuring.MEASURES` that trains and scores it."""
+    base: str = ""
+    """Contender, as `group/name`, of the same spec whose trained networks are scored here; empty = one of its own."""
+    members: tuple[int, ...] = ()
+    """Seeds of the base that are scored together, as an ensemble; empty = the trial's own."""
+
+    def bases(self, seed: int) -> tuple[Trial, ...]:
+        """Trials that have trained what this one scores."""
+        group, _, name = self.base.partition("/")
+        return tuple(Trial(group, name, self.spec, s) for s in self.members or (seed,)) if self.base else ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,8 @@ class Group:
         for seed in seeds:
             for name, contender in self.contenders.items():
                 if seed in contender.seeds:
-                    yield Trial(self.name, name, contender.spec, seed, contender.measure)
+                    bases = contender.bases(seed)
+                    yield Trial(self.name, name, contender.spec, seed, contender.measure, bases)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,8 @@ class Trial:
     spec: Spec
     seed: int
     measure: str = "classifier"
+    bases: tuple[Trial, ...] = ()
+    """Trials whose networks are scored; none: it trains its own."""
 
     @property
     def key(self) -> str:
@@ -88,7 +100,8 @@ class Trial:
     @property
     def digest(self) -> str:
         """SHA-256 of what the trial asks for, in hex; its names say nothing of that."""
-        return _sha256(json.dumps([self.spec, self.seed, self.measure], sort_keys=True))
+        asked = [self.spec, self.seed, self.measure, *(base.digest for base in self.bases)]
+        return _sha256(json.dumps(asked, sort_keys=True))
 
     def config(self) -> TrainingConfig:
         """The run, one-threaded. Raises InvalidConfig."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from benchmarks.method.paired import difference, log_prediction, row_scores
+from benchmarks.method.paired import RankedRows, difference, error_auroc_difference, log_prediction, row_scores
 from benchmarks.method.report import report
 from benchmarks.method.results import Results
 from benchmarks.method.trials import Claim, Contender, Group, Store, Stored, Trial
@@ -55,12 +55,25 @@ def test_predictions_of_exits_are_those_of_scipy() -> None:
     mixture_BC = np.exp(exits_KBC).mean(0)
     np.testing.assert_allclose(np.exp(log_prediction(exits_KBC, "mixture")), mixture_BC)
     np.testing.assert_allclose(log_prediction(exits_KBC, "product"), special.log_softmax(exits_KBC.sum(0), axis=-1))
-    np.testing.assert_allclose(
-        row_scores(exits_KBC, targets_B, "mixture", "nll"), -np.log(mixture_BC[np.arange(5), targets_B])
-    )
-    np.testing.assert_array_equal(
-        row_scores(exits_KBC, targets_B, "last", "accuracy"), exits_KBC[2].argmax(1) == targets_B
-    )
+    arrays = {"test_exits": exits_KBC, "test_targets": targets_B, "test_tempered": exits_KBC[1]}
+    np.testing.assert_allclose(row_scores(arrays, "mixture", "nll"), -np.log(mixture_BC[np.arange(5), targets_B]))
+    np.testing.assert_array_equal(row_scores(arrays, "last", "accuracy"), exits_KBC[2].argmax(1) == targets_B)
+    np.testing.assert_allclose(row_scores(arrays, "tempered", "doubt"), 1 - np.exp(exits_KBC[1]).max(1))
+
+
+def test_interval_of_a_difference_in_ranking_has_the_width_that_repeated_sampling_has() -> None:
+    def sample(generator: np.random.Generator) -> tuple[RankedRows, RankedRows]:
+        right_B = generator.random(600) < 0.8
+        return (generator.normal(size=600) - right_B, right_B), (generator.normal(size=600) - 0.5 * right_B, right_B)
+
+    samples = [sample(draw(seed)) for seed in range(200)]
+    repeated = [error_auroc_difference([pair], resamples=1).mean for pair in samples]
+    found = error_auroc_difference([samples[0]], resamples=200)
+    assert found.low < found.mean < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.std(repeated), rel=0.25)
+    # Of two normals of unit variance a distance d apart, one exceeds the other with probability Phi(d / sqrt 2).
+    expected = stats.norm.cdf(1 / 2**0.5) - stats.norm.cdf(0.5 / 2**0.5)
+    assert np.mean(repeated) == pytest.approx(expected, abs=0.01)
 
 
 GROUP = Group(

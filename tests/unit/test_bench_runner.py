@@ -9,12 +9,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.method import behaviour, runner
+from benchmarks.method import behaviour, made, runner
 from benchmarks.method.groups import GROUPS
-from benchmarks.method.runner import Runner, predictions
+from benchmarks.method.runner import NotTrained, Runner, predictions
 from benchmarks.method.trials import Contender, Group, Store, Trial, merged
+from bll.data import Dataset, Split
 
 SPEC = {
     "data": {"name": "digits"},
@@ -32,13 +34,13 @@ from benchmarks.method.runner import Runner
 from benchmarks.method.trials import Store, Trial
 from bll.events import CheckpointSaved
 
-class Dying(measures._Clock):
+class Dying(measures.Clock):
     def event(self, event):
         super().event(event)
         if isinstance(event, CheckpointSaved):
             os.kill(os.getpid(), signal.SIGKILL)
 
-measures._Clock = Dying
+measures.Clock = Dying
 folder, spec = Path(sys.argv[1]), json.loads(sys.argv[2])
 Runner(Store(folder / "trials"), folder / "cache").measure(Trial("some", "bll", spec, seed=0))
 """
@@ -116,3 +118,39 @@ def test_every_trial_has_a_key_of_its_own_and_every_claim_names_contenders_that_
         references = [r for claim in group.claims for r in (claim.of, claim.against) if r]
         whole = [r.partition(":")[0] for r in references]
         assert {name if "/" in name else f"{group.name}/{name}" for name in [*whole, *group.also]} <= named
+
+
+def test_an_ensemble_is_the_mean_of_the_last_exits_of_networks_trained_before(measuring: Runner) -> None:
+    members = tuple(replace(TRIAL, seed=seed) for seed in (0, 1))
+    both = replace(TRIAL, name="both", measure="ensemble", bases=members)
+    with pytest.raises(NotTrained, match="some/bll-seed0, which is not there"):
+        measuring.measure(both)
+    exits, figures = [], {}
+    for trial in (*members, both):
+        measuring.measure(trial)
+        stored = measuring.store.read(trial)
+        assert stored
+        figures = stored["figures"]
+        arrays = predictions(stored, measuring.cache)
+        assert arrays
+        exits.append(arrays["test_exits"])
+    # Each member was tested on its own seed's rows of digits; the ensemble on those of the first.
+    np.testing.assert_allclose(exits[2][0], exits[0][-1], atol=1e-6)
+    assert figures["ood.mean.entropy"] > 0.5
+    assert measuring.measure(both).startswith("kept: ")
+
+
+def test_classes_held_out_are_in_neither_split_and_the_others_are_numbered_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = np.tile(np.arange(4), 3)
+    rows = Split(np.broadcast_to(targets[:, None, None, None], (12, 1, 2, 2)).astype(np.uint8), targets)
+    whole = Dataset("four", rows, rows, rows, ("a", "b", "c", "d"), digest="")
+    monkeypatch.setattr(made.data, "load", lambda config, seed: whole)
+    path = tmp_path / "fashion-without-1-2.npz"
+    made.write(path)
+    with np.load(path) as arrays:
+        for split, count in (("train", 12), ("test", 6)):
+            images, numbers = arrays[f"x_{split}"], arrays[f"y_{split}"]
+            assert images.shape == (count, 2, 2)
+            assert set(zip(images[:, 0, 0], numbers, strict=True)) == {(0, 0), (3, 1)}

@@ -2,6 +2,7 @@
 
 from benchmarks.method.groups.cnn import BLOCKS, CNN_RULES, GAP
 from benchmarks.method.groups.mlp import MLP_RULES
+from benchmarks.method.groups.uncertainty import HELD_OUT, UNCERTAINTY
 from benchmarks.method.groups.variants import (
     DEPTH,
     IDENTITY_CHAIN,
@@ -23,6 +24,8 @@ GROUPS = (
     DEPTH,
     LARGE,
     MNIST_FORMAT,
+    UNCERTAINTY,
+    HELD_OUT,
     MISSPECIFIED,
 )
 

@@ -1,0 +1,16 @@
+"""The measuring functions by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from benchmarks.method.measures import Measured, Task, classifier, smoke
+from benchmarks.method.uncertainty import ensemble, mc_dropout, single
+
+MEASURES: Mapping[str, Callable[[Task], Measured]] = {
+    "classifier": classifier,
+    "smoke": smoke,
+    "uncertainty": single,
+    "ensemble": ensemble,
+    "mc_dropout": mc_dropout,
+}
