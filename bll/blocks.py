@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from bll.architectures import Layer, make_layers
 from bll.architectures.layers import KeyedDropout
 from bll.architectures.modules import UserPlan
-from bll.choices import TwinName
+from bll.choices import ReadoutName, TwinName
 from bll.families import make_family
 from bll.plan import Plan
-from bll.readouts import Readout, latent_units, make_readout
+from bll.readouts import NextLayerReadout, Readout, latent_units, make_readout
 from bll.seeding import derive, global_generator
 from bll.twins import ChainTwin, TableTwin, make_twin
+from bll.versions import Version
 
 
 class Normalize(nn.Module):
@@ -44,13 +45,18 @@ class Block(nn.Module):
         self.readout = readout
         self.twin = twin
         self._dropout_generator = torch.Generator()
-        for module in layers.modules():
+        for module in self.modules():
             if isinstance(module, KeyedDropout):
                 module.generator = self._dropout_generator
 
     def forward_parameters(self) -> list[nn.Parameter]:
-        """theta_k: everything but the twin."""
-        return [*self.layers.parameters(), *self.readout.parameters()]
+        """theta_k: all that is trained but the twin."""
+        return [p for part in (self.layers, self.readout) for p in part.parameters() if p.requires_grad]
+
+    def follow(self, right: Version) -> None:
+        """Take over what the readout holds of the next block, from the version of it that is due."""
+        if isinstance(self.readout, NextLayerReadout) and right.first_layer is not None:
+            self.readout.follow(right.first_layer)
 
     def seed_dropout(self, seed: int) -> None:
         """Fix the masks of the next forward pass."""
@@ -63,7 +69,7 @@ def build_block(plan: Plan, index: int, statistics: tuple[np.ndarray, np.ndarray
     `statistics` (mean, std) of the inputs are for the first block; absence means that a checkpoint will bring them.
     """
     config = plan.config
-    layers = plan.network.layers() if isinstance(plan, UserPlan) else make_layers(config.network, plan.input_shape)
+    layers = _layers(plan)
     first = plan.blocks[index].first_layer
     last = plan.blocks[index + 1].first_layer if index + 1 < plan.num_blocks else len(layers)
     modules: list[nn.Module] = []
@@ -71,14 +77,28 @@ def build_block(plan: Plan, index: int, statistics: tuple[np.ndarray, np.ndarray
         modules.append(_normalize(plan.input_shape, statistics))
     modules += [_build_layer(layers[i], config.seed, i) for i in range(first, last)]
     family = make_family(config.latent)
+    next_layer = None
+    if config.latent.readout is ReadoutName.NEXT_LAYER and last < len(layers):
+        next_layer = _build_layer(layers[last], config.seed, last)
     with global_generator(derive(config.seed, "readout", index)):
-        readout = make_readout(plan.blocks[index].output_shape, family, config.latent)
+        readout = make_readout(plan.blocks[index].output_shape, family, config.latent, next_layer)
     right_units = None
     if config.backward.twin is TwinName.CHAIN and index + 1 < plan.num_blocks:
         right_units = latent_units(plan.blocks[index + 1].output_shape, config.latent)
     with global_generator(derive(config.seed, "twin", index)):
         twin = make_twin(plan.num_classes, family, readout.units, right_units=right_units)
     return Block(nn.Sequential(*modules), readout, twin)
+
+
+def first_layer_weights(plan: Plan, index: int) -> int:
+    """W, the parameters of the first layer of block `index`, trained or not."""
+    with torch.device("meta"):
+        layer = _layers(plan)[plan.blocks[index].first_layer].build()
+    return sum(parameter.numel() for parameter in layer.parameters())
+
+
+def _layers(plan: Plan) -> list[Layer]:
+    return plan.network.layers() if isinstance(plan, UserPlan) else make_layers(plan.config.network, plan.input_shape)
 
 
 def _build_layer(layer: Layer, seed: int, index: int) -> nn.Module:

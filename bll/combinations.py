@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bll.choices import LossName, MixingSchedule, Rule
+from bll.choices import LossName, MixingSchedule, ReadoutName, Rule
 from bll.config import BlocksConfig, LossConfig, MixingConfig, TrainingConfig
 from bll.errors import InvalidConfig, Violation
 
@@ -33,6 +33,9 @@ def settled(config: TrainingConfig) -> TrainingConfig:
     if loss.span > num_blocks:
         rule = f"must be at most blocks.num_blocks = {num_blocks}, got {loss.span}"
         found.append(Violation("loss.span", rule))
+    if config.latent.readout is ReadoutName.NEXT_LAYER and config.blocks.normalize_messages:
+        rule = "must be false with readout 'next_layer', whose copy reads a block's output as it is, got true"
+        found.append(Violation("blocks.normalize_messages", rule))
     if found:
         raise InvalidConfig(found)
     return config

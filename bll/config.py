@@ -185,8 +185,8 @@ class BackwardConfig:
 
     twin: TwinName = TwinName.DIRECT
     delay_steps: int = 8
-    """`chain` only: block k at step t reads the table of block k+1 as it was `delay_steps` steps earlier,
-    1 to 1024. Fixed, so that every executor computes the same."""
+    """Of `chain` and of readout `next_layer`: block k at step t reads the table, or the first layer, of block k+1 as
+    it was `delay_steps` steps earlier, 1 to 1024. Fixed, so that every executor computes the same."""
 
     def __post_init__(self) -> None:
         rules = Rules()

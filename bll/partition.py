@@ -14,7 +14,7 @@ from torch import nn
 from bll import data
 from bll.architectures import Layer, make_layers, with_widths
 from bll.architectures.modules import Layers, UserNetwork, UserPlan, user_network
-from bll.choices import Balance, ExecutorName, FamilyName, MessageName, TwinName
+from bll.choices import Balance, ExecutorName, FamilyName, MessageName, ReadoutName, TwinName
 from bll.combinations import settled
 from bll.config import NetworkConfig, TrainingConfig
 from bll.costs import Cost, measure, step_times_s
@@ -207,7 +207,9 @@ def _block_plan(
     received = message_shape(costs[start - 1].output_shape, family, config.latent) if start else input_shape
     chained = config.backward.twin is TwinName.CHAIN and right_shape is not None
     with torch.device("meta"):
-        readout = make_readout(output_shape, family, config.latent)
+        copied = config.latent.readout is ReadoutName.NEXT_LAYER and end < len(layers)
+        next_layer = layers[end].build().to("meta") if copied else None
+        readout = make_readout(output_shape, family, config.latent, next_layer)
         right_units = latent_units(right_shape, config.latent) if chained and right_shape else None
         twin = make_twin(num_classes, family, readout.units, right_units=right_units)
     own = [*costs[start:end], measure(readout, output_shape)]

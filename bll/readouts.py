@@ -1,13 +1,14 @@
 """Readouts: from a block's output to the natural parameters of alpha_k(z_k).
 
 The readout's latent is what is matched with the backward message; what the next block receives is made in
-`bll.sending`. Shapes: B batch, F features, P natural parameters per unit, D units.
+`bll.sending`. Shapes: B batch, F features, P natural parameters per unit, D units, W weights.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,13 @@ from bll.config import LatentConfig
 from bll.errors import InvalidConfig, Violation
 from bll.families import Family
 
-_HIDDEN_LAYERS = {ReadoutName.LINEAR: 0, ReadoutName.HIDDEN: 1, ReadoutName.DEEP: 2, ReadoutName.CONV: 1}
+_HIDDEN_LAYERS = {
+    ReadoutName.LINEAR: 0,
+    ReadoutName.HIDDEN: 1,
+    ReadoutName.DEEP: 2,
+    ReadoutName.CONV: 1,
+    ReadoutName.NEXT_LAYER: 0,
+}
 
 
 class Readout(nn.Module, ABC):
@@ -67,6 +74,42 @@ class LayeredReadout(Readout):
         return torch.unflatten(self.layers(hidden), 1, (self.family.num_parameters, self.units))
 
 
+class NextLayerReadout(Readout):
+    """A running mean of the next block's first layer, then as `linear`: the block learns what its neighbour can use.
+
+    Gradients pass through the copy and do not train it. The batch statistics of its normalisations are its own.
+    """
+
+    def __init__(
+        self, input_shape: tuple[int, ...], next_layer: nn.Module, family: Family, config: LatentConfig
+    ) -> None:
+        """`next_layer` is a module of its own, with the weights that the neighbour's starts from."""
+        super().__init__(family, config.units)
+        self.decay = config.ema_decay
+        self.copy = next_layer.requires_grad_(False)
+        with torch.no_grad():
+            output_shape = tuple(self.copy.eval()(torch.zeros(1, *input_shape)).shape[1:])
+        self.copy.train()
+        self.linear = LayeredReadout(output_shape, family, config)
+
+    def raw(self, hidden: Tensor) -> Tensor:
+        return self.linear.raw(self.copy(hidden))
+
+    @torch.no_grad()
+    def follow(self, parameters_W: Tensor) -> None:
+        """Take one step of the mean towards the layer with `parameters_W`, as `flat_parameters` gives them."""
+        mine = list(self.copy.parameters())
+        ends = accumulate(parameter.numel() for parameter in mine)
+        for parameter, end in zip(mine, ends, strict=True):
+            theirs = parameters_W[end - parameter.numel() : end]
+            parameter.lerp_(theirs.view_as(parameter), 1 - self.decay)
+
+
+def flat_parameters(layer: nn.Module) -> Tensor:
+    """All parameters of a layer in one vector of its own, shape (W,)."""
+    return torch.cat([torch.empty(0), *(parameter.detach().flatten() for parameter in layer.parameters())])
+
+
 class IdentityReadout(Readout):
     """The block's output itself, flattened: each number is a unit, scaled and shifted on its own for each parameter.
 
@@ -86,8 +129,15 @@ class IdentityReadout(Readout):
         return hidden.flatten(1).unsqueeze(1) * self.scale.view(shape) + self.shift.view(shape)
 
 
-def make_readout(input_shape: tuple[int, ...], family: Family, config: LatentConfig) -> Readout:
-    """The readout of a block whose output has `input_shape`. Raises InvalidConfig if it cannot have that readout."""
+def make_readout(
+    input_shape: tuple[int, ...], family: Family, config: LatentConfig, next_layer: nn.Module | None = None
+) -> Readout:
+    """The readout of a block whose output has `input_shape`. Raises InvalidConfig if it cannot have that readout.
+
+    `next_layer` is for `next_layer`, which the last block, where there is none, has without.
+    """
+    if next_layer is not None:
+        return NextLayerReadout(input_shape, next_layer, family, config)
     if config.readout is ReadoutName.IDENTITY:
         if config.family is FamilyName.CATEGORICAL and math.prod(input_shape) % config.group_size:
             rule = f"must divide a block's {math.prod(input_shape)} outputs with readout 'identity'"

@@ -1,7 +1,9 @@
 """What flows right to left between two neighbours: versions of a block, by a fixed rule of age.
 
-At step t a block uses version max(0, t - delay_steps) of its right neighbour, where version v is the neighbour after
-v updates. The rule looks at no clock, so every executor computes the same (method, section 5).
+Class tables flow for a chain of twins, first layers for readouts that hold a copy of one. At step t a block uses
+version max(0, t - delay_steps) of its right neighbour, where version v is the neighbour after v updates. The rule
+looks at no clock, so every executor computes the same (method, section 5). Shapes: C classes, P natural parameters
+per unit, D units, W weights.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bll.choices import TwinName
+from bll.choices import ReadoutName, TwinName
 from bll.config import TrainingConfig
 from bll.messages import Channel, Kind, Packet
 
@@ -24,11 +26,17 @@ class Version(NamedTuple):
 
     table: Tensor | None = None
     """Parameters of its class table, shape (C, P, D)."""
+    first_layer: Tensor | None = None
+    """All parameters of its first layer, shape (W,)."""
 
 
 def carried(config: TrainingConfig) -> tuple[str, ...]:
     """The fields of Version that flow in a run of `config`, in their order."""
-    return ("table",) if config.backward.twin is TwinName.CHAIN else ()
+    flows = {
+        "table": config.backward.twin is TwinName.CHAIN,
+        "first_layer": config.latent.readout is ReadoutName.NEXT_LAYER,
+    }
+    return tuple(name for name in Version._fields if flows[name])
 
 
 class RightVersions:
@@ -65,11 +73,13 @@ class RightVersions:
 class OwnVersions:
     """A block's versions on their way left. Those that the neighbour may still ask for go into checkpoints."""
 
-    def __init__(self, config: TrainingConfig, outgoing: Channel | None, current: Callable[[int], Version]) -> None:
-        """`current(number)` gives the block as it is, after `number` updates."""
+    def __init__(
+        self, config: TrainingConfig, outgoing: Channel | None, make: Mapping[str, Callable[[int], Tensor]]
+    ) -> None:
+        """`make[name](number)` gives one field of Version as it is, after `number` updates, in a tensor of its own."""
         self._outgoing = outgoing
         self._carried = carried(config)
-        self._current = current
+        self._make = make
         self._kept: deque[tuple[Tensor, ...]] = deque(maxlen=config.backward.delay_steps + 1)
         """The tensors of each version, in the order of what is carried."""
 
@@ -86,8 +96,7 @@ class OwnVersions:
         if self._outgoing is None:
             return
         with torch.no_grad():
-            version = self._current(number)
-        self._kept.append(tuple(getattr(version, name).clone() for name in self._carried))
+            self._kept.append(tuple(self._make[name](number) for name in self._carried))
         self._put(number, self._kept[-1])
 
     def state(self) -> dict[str, Tensor]:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bll.choices import TwinName
+from bll.blocks import first_layer_weights
 from bll.events import BlockDiagnostics, BlockProgress, Evaluation
 from bll.families import make_family
 from bll.messages import Channel
 from bll.plan import Plan
 from bll.readouts import latent_units
 from bll.sending import message_shape
+from bll.versions import carried
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,10 @@ def wire(
         message = math.prod(message_shape(plan.blocks[last].output_shape, family, config.latent))
         scalars = batch * (message + (last + 1) * plan.num_classes)
         rightward.append(make_channel(config.executor.messages_in_flight, 4 * scalars))
-        if config.backward.twin is TwinName.CHAIN:
+        if carried(config):
             # At most delay + 1 versions wait while their block is ahead, and one is on its way at each end.
-            units = latent_units(plan.blocks[last + 1].output_shape, config.latent)
-            table = plan.num_classes * family.num_parameters * units
-            leftward.append(make_channel(config.backward.delay_steps + 3, 4 * table))
+            slots = config.backward.delay_steps + 3
+            leftward.append(make_channel(slots, 4 * _version_scalars(plan, last + 1)))
         else:
             leftward.append(None)
     rightward.append(None)
@@ -93,3 +93,14 @@ def wire(
         )
         for index in range(len(workers))
     ]
+
+
+def _version_scalars(plan: Plan, block: int) -> int:
+    """Numbers in one version of a block."""
+    config, scalars = plan.config, 0
+    if "table" in carried(config):
+        units = latent_units(plan.blocks[block].output_shape, config.latent)
+        scalars += plan.num_classes * make_family(config.latent).num_parameters * units
+    if "first_layer" in carried(config):
+        scalars += first_layer_weights(plan, block)
+    return scalars

@@ -32,9 +32,11 @@ from bll.mixing import Mixing
 from bll.optimizers import BlockOptimizer
 from bll.plan import Plan
 from bll.progress import ProgressMeter
+from bll.readouts import flat_parameters
 from bll.seeding import derive
 from bll.sending import Sender
-from bll.versions import OwnVersions, RightVersions, Version
+from bll.twins import ClassTable
+from bll.versions import OwnVersions, RightVersions
 from bll.wiring import BlockEnded, BlockSaved, Links
 
 
@@ -134,7 +136,9 @@ class BlockWorker:
         self.progress = ProgressMeter(index, self.plan)
         self.examiner = Examiner(index, self.plan, self.block, self.objective)
         self.right = RightVersions(run.plan.config, links.backward_in, self.progress.waited)
-        self.versions = OwnVersions(run.plan.config, links.backward_out, self._version)
+        self.versions = OwnVersions(
+            run.plan.config, links.backward_out, {"table": self._table, "first_layer": self._first_layer}
+        )
         self.evaluation: EvaluationMeter | None = None
         self.saved_step = run.start_step
         if run.start_step:
@@ -157,6 +161,7 @@ class BlockWorker:
         right = self.right.at(step)
         block, sender = self.block, self.sender
         block.train()
+        block.follow(right)
         block.seed_dropout(derive(config.seed, "dropout", self.index, step))
         output = block.layers(received)
         if not sender.reads_latent:
@@ -278,9 +283,14 @@ class BlockWorker:
             raise RuntimeError(f"expected {kind.name} {step} from the left, got {packet.kind.name} {packet.step}")
         return packet.tensors
 
-    def _version(self, number: int) -> Version:
-        """This block after `number` updates, for its left neighbour."""
-        return Version(self.block.twin(self.right.at(number).table).beta_CPD)
+    def _table(self, number: int) -> Tensor:
+        """This block's class table after `number` updates, for its left neighbour."""
+        table: ClassTable = self.block.twin(self.right.at(number).table)
+        return table.beta_CPD.clone()
+
+    def _first_layer(self, _: int) -> Tensor:
+        """Its first layer as it now is, for the same."""
+        return flat_parameters(self.block.layers[0])
 
     # Checkpoints ------------------------------------------------------------------------------------------------
 

@@ -61,6 +61,25 @@ SPECS: dict[str, dict[str, Any]] = {
         "blocks": {"num_blocks": 2},
         "latent": {"family": "gaussian", "readout": "identity", "message": "sample"},
     },
+    "next_layer_dropout_cnn": {
+        "network": {"widths": [4, 4, 8], "dropout": 0.2},
+        "blocks": {"num_blocks": 3},
+        "latent": {"readout": "next_layer", "ema_decay": 0.5, "units": 8},
+        "backward": {"delay_steps": 2},
+    },
+    "next_layer_chain_longer_than_the_run": {
+        "network": {"architecture": "mlp", "widths": [16, 12, 8]},
+        "blocks": {"num_blocks": 3},
+        "latent": {"readout": "next_layer", "units": 8},
+        "backward": {"twin": "chain", "delay_steps": 1000},
+    },
+    "next_layer_chain_overlapping_pairs": {
+        "network": {"architecture": "mlp", "widths": [16, 12, 8]},
+        "blocks": {"num_blocks": 3},
+        "latent": {"readout": "next_layer", "ema_decay": 0.9, "units": 8},
+        "backward": {"twin": "chain", "delay_steps": 3},
+        "loss": {"span": 2},
+    },
     "overlapping_pairs_chain": {
         "network": {"architecture": "mlp", "widths": [16, 12, 12], "dropout": 0.2},
         "blocks": {"num_blocks": 3},
@@ -150,7 +169,13 @@ def test_weights_are_bit_identical_to_the_sequential_loop(
 
 @every_executor
 @pytest.mark.parametrize(
-    "key", ["chain_dropout_augmentation_cnn", "identity_chain_bootstrap_normalised", "overlapping_pairs_chain"]
+    "key",
+    [
+        "chain_dropout_augmentation_cnn",
+        "identity_chain_bootstrap_normalised",
+        "next_layer_dropout_cnn",
+        "next_layer_chain_overlapping_pairs",
+    ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
     name: ExecutorName, key: str, reference: dict[str, tuple[str, list[Event]]], tmp_path: Path
