@@ -1,0 +1,187 @@
+"""How unlike its training rows a sample is to a network: the evidence of features at every boundary, as one score.
+
+The features of boundary k are block k's output, images averaged to a grid. Training rows give each class a Gaussian,
+all with one covariance; a sample's distance is Mahalanobis', squared, to the nearest class (Lee et al. 2018). What
+quantile of the training rows' distances that is, is told as a normal score; the largest of all boundaries, which is
+the smallest tail probability, is calibrated in the same way once more, for the boundaries are not independent.
+
+Measured on validation rows of an MLP and a CNN trained without two classes (unknown: these two, noise, inverted and
+shuffled images, digits), mean AUROC 0.98: the latent's mean parameters as features gave 0.965, the exits' own evidence
+0.89, the largest probability 0.75. The distance relative to that of one Gaussian for all rows (Ren et al. 2021) gave
+the same under a strong shrinkage and failed under a weak one; the mean over boundaries gave the same as the largest.
+
+Shapes: B batch, C classes, F features, G whitened features, S segments of a lookup. Everything is products with
+constants, so that a graph holds it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bll.readouts import GridPool
+from bll.seeding import derive
+
+MAX_ROWS = 10_000
+"""Training rows that are looked at; half of them make the Gaussians, the others the quantiles."""
+
+_GRID = 3
+_MAX_FEATURES = 512
+"""More are projected on as many random directions."""
+_NORMAL_SCORES = np.arange(-3.0, 3.25, 0.5)
+"""Where quantiles of the training rows are kept; between them a lookup is linear, and beyond them too."""
+_LARGEST = 1e15
+"""Of a whitened feature: its square has room in float32, so that no input makes the score NaN."""
+
+
+class Features(nn.Module):
+    """The features of one boundary, shape (B, F), from a block's output."""
+
+    def __init__(self, output_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.pool: nn.Module = nn.Identity()
+        if len(output_shape) == 3:
+            height, width = output_shape[1:]
+            self.pool = GridPool((height, width), (min(_GRID, height), min(_GRID, width)))
+
+    def forward(self, output: Tensor) -> Tensor:
+        pooled: Tensor = self.pool(output)
+        return pooled.flatten(1)
+
+
+class ClassDistance(nn.Module):
+    """Squared Mahalanobis distance to the nearest class mean, shape (B,)."""
+
+    centre_F: Tensor
+    whitening_FG: Tensor
+    means_CG: Tensor
+
+    def __init__(
+        self, features_BF: NDArray[np.float64], targets_B: NDArray[np.integer], projection_FG: NDArray[np.float64]
+    ) -> None:
+        """Fitted to training rows after a projection; classes that have none are left out."""
+        super().__init__()
+        centre_F = features_BF.mean(0)
+        projected_BG = (features_BF - centre_F) @ projection_FG
+        classes, index_B = np.unique(targets_B, return_inverse=True)
+        means_CG = np.stack([projected_BG[index_B == c].mean(0) for c in range(len(classes))])
+        covariance_GG = shrunk_covariance(projected_BG - means_CG[index_B])
+        whitening_GG = np.linalg.inv(np.linalg.cholesky(covariance_GG)).T
+        for name, values in (
+            ("centre_F", centre_F),
+            ("whitening_FG", projection_FG @ whitening_GG),
+            ("means_CG", means_CG @ whitening_GG),
+        ):
+            self.register_buffer(name, torch.from_numpy(values).float())
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        white_BG = ((features_BF - self.centre_F) @ self.whitening_FG).clamp(-_LARGEST, _LARGEST)
+        # |u|^2 - 2 <u, m> + |m|^2: two matrix products, and no tensor of shape (B, C, G).
+        squares_BC = self.means_CG.square().sum(1) - 2 * white_BG @ self.means_CG.T
+        return (white_BG.square().sum(1) + squares_BC.amin(1)).clamp(min=0)
+
+
+class NormalScore(nn.Module):
+    """The normal score of a value's quantile among training values: piecewise linear, strictly rising, no bounds."""
+
+    start_S: Tensor
+    slope_S: Tensor
+    least_S: Tensor
+    most_S: Tensor
+
+    def __init__(self, values_B: NDArray[np.floating]) -> None:
+        super().__init__()
+        levels = [(1 + math.erf(z / math.sqrt(2))) / 2 for z in _NORMAL_SCORES]
+        knots = np.quantile(values_B.astype(np.float64), levels)
+        # Equal values leave no width; a floor keeps the slope finite.
+        widths_S = np.maximum(np.diff(knots), 1e-6 * np.maximum(1.0, np.abs(knots[:-1])))
+        steps = np.diff(_NORMAL_SCORES)
+        self.register_buffer("start_S", torch.from_numpy(knots[:-1]).float())
+        self.register_buffer("slope_S", torch.from_numpy(steps / widths_S).float())
+        # Each segment adds its part of the rise; the first goes on downwards, the last upwards.
+        self.register_buffer("least_S", torch.tensor([-math.inf, *[0.0] * (len(steps) - 1)]))
+        self.register_buffer("most_S", torch.tensor([*steps[:-1].tolist(), math.inf]))
+
+    def forward(self, values_B: Tensor) -> Tensor:
+        rises_BS = (values_B.unsqueeze(1) - self.start_S) * self.slope_S
+        bounded_BS = torch.minimum(torch.maximum(rises_BS, self.least_S), self.most_S)
+        return bounded_BS.sum(1) + float(_NORMAL_SCORES[0])
+
+
+class OodScore(nn.Module):
+    """1 less the fraction of training rows at least as unlike the others as a sample is: 0 to 1, shape (B,)."""
+
+    def __init__(
+        self,
+        features: Sequence[Features],
+        distances: Sequence[ClassDistance],
+        scores: Sequence[NormalScore],
+        combined: NormalScore,
+    ) -> None:
+        super().__init__()
+        self.features = nn.ModuleList(features)
+        self.distances = nn.ModuleList(distances)
+        self.scores = nn.ModuleList(scores)
+        self.combined = combined
+
+    def forward(self, outputs: Sequence[Tensor]) -> Tensor:
+        boundaries = zip(self.features, self.distances, self.scores, outputs, strict=True)
+        scores = [score(distance(features(output))) for features, distance, score, output in boundaries]
+        return (1 + torch.erf(self.combined(torch.stack(scores).amax(0)) / math.sqrt(2))) / 2
+
+
+@torch.no_grad()
+def fit_ood_score(
+    blocks: Callable[[Tensor], Sequence[Tensor]],
+    batches: Iterable[Tensor],
+    targets_B: NDArray[np.integer],
+    seed: int,
+) -> OodScore:
+    """The score fitted to training rows, two or more in random order; `blocks` gives the output of every block."""
+    features: list[Features] = []
+    gathered: list[list[Tensor]] = []
+    for inputs in batches:
+        outputs = blocks(inputs)
+        features = features or [Features(tuple(output.shape[1:])) for output in outputs]
+        gathered.append([own(output) for own, output in zip(features, outputs, strict=True)])
+    distances, scores, largest_B = [], [], None
+    for index in range(len(features)):
+        rows_BF = torch.cat([parts[index] for parts in gathered])
+        projection_FG = _projection(rows_BF.shape[1], derive(seed, "ood", index))
+        # Other rows make the quantiles than made the Gaussians, to which their own rows are nearer than new ones.
+        distance = ClassDistance(rows_BF[::2].double().numpy(), targets_B[::2], projection_FG)
+        distances_B = distance(rows_BF[1::2])
+        scores.append(NormalScore(distances_B.numpy()))
+        own_B = scores[-1](distances_B)
+        largest_B = own_B if largest_B is None else torch.maximum(largest_B, own_B)
+        distances.append(distance)
+    assert largest_B is not None, "there is no training row"
+    return OodScore(features, distances, scores, NormalScore(largest_B.numpy()))
+
+
+def shrunk_covariance(residuals_BG: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Covariance of centred rows, drawn towards a multiple of the identity by as much as their number asks for
+    (Ledoit and Wolf 2004); never singular."""
+    rows, width = residuals_BG.shape
+    covariance_GG = residuals_BG.T @ residuals_BG / rows
+    scale = np.trace(covariance_GG) / width
+    square = (covariance_GG**2).sum()
+    distance = square / width - scale**2
+    noise = (((residuals_BG**2).sum(1) ** 2).mean() - square) / (width * rows)
+    shrinkage = min(noise, distance) / distance if distance > 0 else 0.0
+    # A millionth of the scale where the formula asks for no shrinkage, and a bit where no feature varies at all.
+    ridge = shrinkage * scale + 1e-6 * scale + 1e-12
+    result: NDArray[np.float64] = (1 - shrinkage) * covariance_GG + ridge * np.eye(width)
+    return result
+
+
+def _projection(features: int, seed: int) -> NDArray[np.float64]:
+    """(F, G): the identity, or random directions if there are too many features."""
+    if features <= _MAX_FEATURES:
+        return np.eye(features)
+    return np.random.default_rng(seed).normal(size=(features, _MAX_FEATURES)) / math.sqrt(features)
