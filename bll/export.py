@@ -20,7 +20,6 @@ import torch
 from bll.checkpoint import sync_directory, write_atomically
 from bll.errors import ExportError
 from bll.manifest import MODEL_FILE, Manifest, TensorInfo
-from bll.uncertainty import Prediction
 
 if TYPE_CHECKING:  # the model's own `export` calls this module
     from bll.model import TrainedModel
@@ -38,7 +37,7 @@ def export(model: TrainedModel, directory: Path) -> Manifest:
     """Write `model.onnx` and `manifest.json` into `directory`, both on disk when it returns.
 
     The graph takes `input`, float32 of shape (batch, *input_shape), and answers with every field of
-    `bll.uncertainty.Prediction`. Raises ExportError if an answer differs from the network's by more than TOLERANCE.
+    `TrainedModel.predict`. Raises ExportError if an answer differs from the network's by more than TOLERANCE.
     """
     directory.mkdir(parents=True, exist_ok=True)
     graph = _graph(model)
@@ -51,6 +50,8 @@ def export(model: TrainedModel, directory: Path) -> Manifest:
         class_names=model.plan.class_names,
         num_blocks=model.plan.num_blocks,
         evaluations=tuple(model.evaluate(split) for split in model.splits),
+        calibration=model.calibration,
+        calibration_scores=model.evaluate_calibration("test") if "test" in model.splits else None,
         parity=parity,
         dataset_digest=model.plan.dataset_digest,
         model_digest=hashlib.sha256(graph).hexdigest(),
@@ -68,12 +69,12 @@ def _graph(model: TrainedModel) -> bytes:
     example = torch.zeros(2, *model.plan.input_shape)
     with _quiet_exporter():
         program = torch.onnx.export(
-            model.network,
+            model.served,
             (example,),
             dynamo=True,
             opset_version=_OPSET,
             input_names=[_INPUT],
-            output_names=list(Prediction._fields),
+            output_names=list(model.output_names),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             verbose=False,
         )

@@ -9,6 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bll.calibration import (
+    Calibration,
+    CalibrationScores,
+    calibration_from_dict,
+    calibration_scores_from_dict,
+)
 from bll.config import TrainingConfig
 from bll.errors import ExportError, InvalidConfig
 from bll.events import Evaluation, evaluation_from_dict
@@ -51,6 +57,10 @@ class Manifest:
     """Of bll, torch, onnx and onnxruntime that made it."""
     created: str
     """RFC 3339, UTC."""
+    calibration: Calibration | None = None
+    """Fitted on validation rows; None but for targets of one class a row."""
+    calibration_scores: CalibrationScores | None = None
+    """How it does on test rows; None where there are none."""
     format: int = FORMAT
 
     def write(self, directory: Path) -> None:
@@ -78,6 +88,10 @@ def read_manifest(directory: Path, *, check_digest: bool = True) -> Manifest:
             outputs=_tensors(values.pop("outputs")),
             class_names=tuple(values.pop("class_names")),
             evaluations=tuple(evaluation_from_dict(e) for e in values.pop("evaluations")),
+            calibration=calibration_from_dict(fitted) if (fitted := values.pop("calibration", None)) else None,
+            calibration_scores=(
+                calibration_scores_from_dict(found) if (found := values.pop("calibration_scores", None)) else None
+            ),
             **values,
         )
     except (OSError, ValueError, KeyError, TypeError, InvalidConfig) as error:

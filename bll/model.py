@@ -5,6 +5,7 @@ Shapes: B batch, P natural parameters per unit, D units.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 
 from bll import checkpoint, data
 from bll.blocks import build_block
-from bll.data import Dataset
+from bll.calibrated import Calibrated, exit_log_probs, fit_calibrated
+from bll.calibration import Calibration, CalibrationScores, score_calibration
+from bll.choices import TargetName
+from bll.data import Dataset, Split
 from bll.errors import CheckpointError, DataError
 from bll.events import Evaluation
 from bll.exits import EvaluationMeter
@@ -24,7 +28,7 @@ from bll.plan import Plan
 from bll.readouts import Readout
 from bll.sending import Sender
 from bll.twins import ClassTable
-from bll.uncertainty import Prediction, predict
+from bll.uncertainty import LabelledPosterior, Latent, Prediction, labelled, latent, predict
 
 _BATCH = 512
 
@@ -58,11 +62,19 @@ class Network(nn.Module):
 
     def forward(self, inputs: Tensor) -> Prediction:
         """The prediction for plain samples, images in [0, 1]."""
-        received, alphas = inputs, []
+        return self.prediction(self.boundaries(inputs)[1])
+
+    def boundaries(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Output and alpha_k, of shape (B, P, D), of every block for plain samples."""
+        received, outputs, alphas = inputs, [], []
         for sender, layers, readout in zip(self.senders, self.blocks, self.readouts, strict=True):
-            output = layers(received)
-            alphas.append(readout(output))
-            received = sender.message(output, alphas[-1])
+            outputs.append(layers(received))
+            alphas.append(readout(outputs[-1]))
+            received = sender.message(outputs[-1], alphas[-1])
+        return outputs, alphas
+
+    def prediction(self, alphas: list[Tensor]) -> Prediction:
+        """What follows from every block's alpha_k."""
         return predict(self.objective, alphas, self.tables())
 
 
@@ -96,23 +108,68 @@ class TrainedModel:
         objective = Objective(readouts[0].family, plan.config.loss)
         return cls(plan, Network(objective, senders, layers, readouts, tables), root)
 
-    @torch.no_grad()
-    def predict(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """The fields of `bll.uncertainty.Prediction` by name, for samples of shape (B, *input_shape).
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What `predict` answers with: the fields of `Prediction`, and those of `Calibrated` where there are any."""
+        return Prediction._fields + (Calibrated._fields if self.calibration else ())
 
-        uint8 images are scaled to [0, 1]; floats are taken as they are. Raises DataError for another shape or dtype.
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the validation rows have taught, in a pass over them when first asked; None but for one class a row."""
+        return self._fitted[1]
+
+    @property
+    def served(self) -> nn.Module:
+        """The module that answers with `output_names`: the network as calibrated, or as it is."""
+        return self._fitted[0]
+
+    def predict(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """The fields of `bll.uncertainty.Prediction` and, of targets of one class, `bll.calibrated.Calibrated` by name.
+
+        `inputs` has shape (B, *input_shape); uint8 images are scaled to [0, 1], floats are taken as they are.
+        Raises DataError for another shape or dtype.
         """
-        if inputs.shape[1:] != self.plan.input_shape or len(inputs) == 0:
-            expected = f"(rows, {', '.join(map(str, self.plan.input_shape))})"
-            raise DataError(f"inputs: shape must be {expected}, got {inputs.shape}")
-        if inputs.dtype not in (np.uint8, np.float32):
-            raise DataError(f"inputs: dtype must be float32 or uint8, got {inputs.dtype}")
-        parts = [
-            self.network(torch.from_numpy(data.as_float(inputs[start : start + _BATCH])))
-            for start in range(0, len(inputs), _BATCH)
-        ]
-        names = Prediction._fields
-        return {name: torch.cat([getattr(part, name) for part in parts]).numpy() for name in names}
+        return self._answers(self.served, self.output_names, inputs)
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        """The mixture's probabilities as the network gives them, shape (B, C). Raises as `predict` does."""
+        return self._answers(self.network, Prediction._fields, inputs)["probabilities"]
+
+    def conformal_set(self, inputs: np.ndarray, coverage: float, exit_index: int | None = None) -> np.ndarray:
+        """Which classes are in each sample's set, shape (B, C): it holds the true one with probability `coverage`.
+
+        By the mixture, or by one exit. Sets are nested in the coverage. One may be empty: no class is likely enough.
+        Raises InvalidConfig unless `coverage` is between 0.5 and 0.999, DataError if targets are not one class a row.
+        """
+        if self.calibration is None:
+            raise DataError(f"{self.plan.config.data.name!r}: sets of classes need targets of one class a row")
+        head = self.calibration.mixture if exit_index is None else self.calibration.exits[exit_index]
+        threshold = head.threshold(coverage)
+        if exit_index is None:
+            return np.asarray(self.probabilities(inputs) >= threshold)
+        exits_BNC = self._answers(self.network, Prediction._fields, inputs)["exit_probabilities"]
+        return np.asarray(exits_BNC[:, exit_index] >= threshold)
+
+    @torch.no_grad()
+    def latents(self, inputs: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Means and variances of every unit: at each boundary the fields of `bll.uncertainty.Latent` by name."""
+        alphas = self._alphas(inputs)
+        found = zip(alphas, self.network.tables(), strict=True)
+        return [_arrays(latent(self.network.objective, alpha_BPD, table)) for alpha_BPD, table in found]
+
+    @torch.no_grad()
+    def score_labelled(self, inputs: np.ndarray, targets: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """The posterior of samples whose class is known: at each boundary the fields of
+        `bll.uncertainty.LabelledPosterior` by name. Raises DataError for targets that are no classes.
+        """
+        classes = self.plan.num_classes
+        if targets.shape != (len(inputs),) or targets.dtype.kind not in "iu":
+            raise DataError(f"targets: must be {len(inputs)} whole numbers, got {targets.dtype} {list(targets.shape)}")
+        if not (targets.min(initial=0) >= 0 and targets.max(initial=0) < classes):
+            raise DataError(f"targets: must be between 0 and {classes - 1}, got {targets.min()} to {targets.max()}")
+        targets_B = torch.from_numpy(targets.astype(np.int64))
+        found = zip(self._alphas(inputs), self.network.tables(), strict=True)
+        return [_arrays(labelled(self.network.objective, alpha, table, targets_B)) for alpha, table in found]
 
     def evaluate(self, split: Literal["validation", "test"]) -> Evaluation:
         """Scores of every prediction on a split of the model's own data set. Raises DataError if it has no rows."""
@@ -121,10 +178,18 @@ class TrainedModel:
             raise DataError(f"split {split!r} of {self.plan.config.data.name!r} has no rows")
         meter = EvaluationMeter(split, self.plan.num_blocks, self.plan.num_classes)
         for start in range(0, len(rows.targets), _BATCH):
-            exits_BNC = self.predict(rows.inputs[start : start + _BATCH])["exit_probabilities"]
+            inputs = rows.inputs[start : start + _BATCH]
+            exits_BNC = self._answers(self.network, Prediction._fields, inputs)["exit_probabilities"]
             smallest = np.finfo(np.float32).tiny
             meter.add(np.log(np.maximum(exits_BNC, smallest)).swapaxes(0, 1), rows.targets[start : start + _BATCH])
         return meter.evaluation(self.plan.config.epochs - 1, self.plan.total_steps)
+
+    def evaluate_calibration(self, split: Literal["validation", "test"]) -> CalibrationScores | None:
+        """Scores of the mixture at its temperature, and its sets' coverage; None where there is no calibration."""
+        if self.calibration is None:
+            return None
+        rows: Split = getattr(self._data(), split)
+        return score_calibration(self.calibration, split, exit_log_probs(self.network, rows), rows.targets)
 
     @property
     def splits(self) -> tuple[Literal["validation", "test"], ...]:
@@ -142,7 +207,37 @@ class TrainedModel:
 
         return export(self, directory)
 
+    @cached_property
+    def _fitted(self) -> tuple[nn.Module, Calibration | None]:
+        dataset, config = self._data(), self.plan.config
+        if config.data.target is not TargetName.LABELS or dataset.validation.targets.ndim != 1:
+            return self.network, None
+        return fit_calibrated(self.network, dataset, config.seed)
+
+    @torch.no_grad()
+    def _answers(self, module: nn.Module, names: tuple[str, ...], inputs: np.ndarray) -> dict[str, np.ndarray]:
+        parts = [module(batch) for batch in self._batches(inputs)]
+        return {name: torch.cat(values).numpy() for name, values in zip(names, zip(*parts, strict=True), strict=True)}
+
+    def _alphas(self, inputs: np.ndarray) -> list[Tensor]:
+        parts = [self.network.boundaries(batch)[1] for batch in self._batches(inputs)]
+        return [torch.cat(alphas) for alphas in zip(*parts, strict=True)]
+
+    def _batches(self, inputs: np.ndarray) -> list[Tensor]:
+        """`inputs` as the network takes them. Raises DataError if it cannot."""
+        if inputs.shape[1:] != self.plan.input_shape or len(inputs) == 0:
+            expected = f"(rows, {', '.join(map(str, self.plan.input_shape))})"
+            raise DataError(f"inputs: shape must be {expected}, got {inputs.shape}")
+        if inputs.dtype not in (np.uint8, np.float32):
+            raise DataError(f"inputs: dtype must be float32 or uint8, got {inputs.dtype}")
+        starts = range(0, len(inputs), _BATCH)
+        return [torch.from_numpy(data.as_float(inputs[start : start + _BATCH])) for start in starts]
+
     def _data(self) -> Dataset:
         if self._dataset is None:
             self._dataset = data.load(self.plan.config.data, self.plan.config.seed, self._root)
         return self._dataset
+
+
+def _arrays(fields: Latent | LabelledPosterior) -> dict[str, np.ndarray]:
+    return {name: values.numpy() for name, values in fields._asdict().items()}

@@ -24,6 +24,47 @@ class MarginalPosterior(NamedTuple):
     """The second term alone: what comes from not knowing the class."""
     log_probs_BC: Tensor
     """log p_k(y|x)."""
+    mean_BD: Tensor
+    """sum_y p_y E_y[z]."""
+
+
+class Mixture(NamedTuple):
+    """What follows from the probabilities of several exits, or of the members of an ensemble."""
+
+    probabilities: Tensor
+    """Their mean, shape (B, C)."""
+    output_variance: Tensor
+    """1 - sum_y p_y^2 of the mean, shape (B,): the sum over the classes of their variances p_y (1 - p_y)."""
+    entropy: Tensor
+    """Entropy of the mean, in nats, shape (B,)."""
+    exit_disagreement: Tensor
+    """H[mean] - mean H, in nats, shape (B,)."""
+
+
+class Latent(NamedTuple):
+    """Every unit of z_k, in natural units, each of shape (B, D). `Prediction` has the variances' means over units."""
+
+    forward_mean: Tensor
+    """E[z] under alpha_k."""
+    forward_variance: Tensor
+    """Var[z] under alpha_k."""
+    posterior_mean: Tensor
+    """E[z] of the target-marginalised posterior."""
+    posterior_variance: Tensor
+    """Its variance."""
+    posterior_variance_between: Tensor
+    """The part of it that comes from not knowing the class."""
+
+
+class LabelledPosterior(NamedTuple):
+    """rho_k(z | x, y) at m = 1, whose class y is known."""
+
+    mean: Tensor
+    """E[z], shape (B, D)."""
+    variance: Tensor
+    """Var[z], shape (B, D)."""
+    kl_nats: Tensor
+    """KL(rho_k || alpha_k), what the class tells of z_k, shape (B,)."""
 
 
 class Prediction(NamedTuple):
@@ -59,7 +100,27 @@ def marginal_posterior(objective: Objective, alpha_BPD: Tensor, table: ClassTabl
     within_BD = (weights_BC1 * family.variance(rho_BCPD)).sum(1)
     centre_B1D = (weights_BC1 * mean_BCD).sum(1, keepdim=True)
     between_BD = (weights_BC1 * (mean_BCD - centre_B1D).square()).sum(1)
-    return MarginalPosterior(within_BD + between_BD, between_BD, log_probs_BC)
+    return MarginalPosterior(within_BD + between_BD, between_BD, log_probs_BC, centre_B1D.squeeze(1))
+
+
+def latent(objective: Objective, alpha_BPD: Tensor, table: ClassTable) -> Latent:
+    """Means and variances of one boundary's z_k, unit by unit."""
+    family = objective.family
+    posterior = marginal_posterior(objective, alpha_BPD, table)
+    return Latent(
+        forward_mean=family.mean(alpha_BPD),
+        forward_variance=family.variance(alpha_BPD),
+        posterior_mean=posterior.mean_BD,
+        posterior_variance=posterior.variance_BD,
+        posterior_variance_between=posterior.between_BD,
+    )
+
+
+def labelled(objective: Objective, alpha_BPD: Tensor, table: ClassTable, targets_B: Tensor) -> LabelledPosterior:
+    """The posterior of one boundary's z_k with the targets known (method, section 7, point 4)."""
+    family = objective.family
+    rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B])
+    return LabelledPosterior(family.mean(rho_BPD), family.variance(rho_BPD), family.kl(rho_BPD, alpha_BPD).sum(-1))
 
 
 def predict(objective: Objective, alphas: list[Tensor], tables: list[ClassTable]) -> Prediction:
@@ -67,15 +128,26 @@ def predict(objective: Objective, alphas: list[Tensor], tables: list[ClassTable]
     posteriors = [marginal_posterior(objective, alpha, table) for alpha, table in zip(alphas, tables, strict=True)]
     log_exits_BNC = torch.stack([posterior.log_probs_BC for posterior in posteriors], dim=1)
     exits_BNC = log_exits_BNC.exp()
-    mixture_BC = exits_BNC.mean(1)
-    entropy_B = _entropy(mixture_BC)
+    mixed = mixture(exits_BNC)
     return Prediction(
-        probabilities=mixture_BC,
+        probabilities=mixed.probabilities,
         product_probabilities=torch.softmax(log_exits_BNC.sum(1), dim=-1),
         exit_probabilities=exits_BNC,
         posterior_variance=torch.stack([posterior.variance_BD.mean(-1) for posterior in posteriors], dim=1),
         posterior_variance_between=torch.stack([posterior.between_BD.mean(-1) for posterior in posteriors], dim=1),
         forward_variance=torch.stack([objective.family.variance(alpha).mean(-1) for alpha in alphas], dim=1),
+        output_variance=mixed.output_variance,
+        entropy=mixed.entropy,
+        exit_disagreement=mixed.exit_disagreement,
+    )
+
+
+def mixture(exits_BNC: Tensor) -> Mixture:
+    """The uniform mixture of N distributions a row."""
+    mixture_BC = exits_BNC.mean(1)
+    entropy_B = _entropy(mixture_BC)
+    return Mixture(
+        probabilities=mixture_BC,
         output_variance=1 - mixture_BC.square().sum(-1),
         entropy=entropy_B,
         exit_disagreement=entropy_B - _entropy(exits_BNC).mean(-1),
