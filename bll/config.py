@@ -105,7 +105,8 @@ class BlocksConfig:
     cuts: tuple[int, ...] = ()
     """Index of the first layer of each block but the first, rising; empty = chosen by `balance`."""
     balance: Balance = Balance.FLOPS
-    """What is made equal when `cuts` is empty. `measured_time` is measured once: a resolved config has cuts."""
+    """What is made equal when `cuts` is empty. `measured_time` counts layers and readouts, and
+    is measured once: a resolved config has cuts."""
     normalize_messages: bool = False
     """Scale each sample's message to unit mean square before it is sent on."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,24 +42,47 @@ def measure(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     )
 
 
-def step_times_s(modules: Sequence[nn.Module], input_shape: tuple[int, ...], batch_size: int) -> list[float]:
-    """Seconds that each of `modules` in a row takes for a training step of `batch_size` samples, forward and backward.
+class StepTimes(NamedTuple):
+    """Seconds of a training step, forward and backward, here and now."""
 
-    Medians over random inputs, here and now: the only costs that differ from machine to machine, and from run to run.
+    layers_s: list[float]
+    readouts_s: list[float]
+    """Of the readout of each layer's output; infinite where there can be none."""
+
+
+def step_times(
+    layers: Sequence[nn.Module],
+    readouts: Sequence[nn.Module | None],
+    input_shape: tuple[int, ...],
+    batch_size: int,
+) -> StepTimes:
+    """How long layers in a row, and a readout of each one's output, take for `batch_size` samples.
+
+    Medians over random inputs: the only costs that differ from machine to machine, and from run to run. Draws from
+    torch's global generator.
     """
-    times_s: list[float] = []
-    hidden = torch.rand(batch_size, *input_shape)
-    for module in modules:
-        module.train()
-        taken = []
-        for _ in range(_TIMED_STEPS + 1):
-            start = time.perf_counter()
-            output = module(hidden.requires_grad_())
-            output.mean().backward()
-            taken.append(time.perf_counter() - start)
-        times_s.append(statistics.median(taken[1:]))  # the first also sets up
-        hidden = output.detach()
-    return times_s
+    times = StepTimes([], [])
+    hidden = torch.rand(batch_size, *input_shape)  # without a gradient, as samples are
+    for layer, readout in zip(layers, readouts, strict=True):
+        output, taken_s = _timed(layer, hidden)
+        times.layers_s.append(taken_s)
+        hidden = output.detach().requires_grad_()
+        times.readouts_s.append(_timed(readout, hidden)[1] if readout else math.inf)
+    return times
+
+
+def _timed(module: nn.Module, inputs: Tensor) -> tuple[Tensor, float]:
+    """The output of `module` in training, and the median of the times that it took."""
+    module.train()
+    taken_s = []
+    for _ in range(_TIMED_STEPS + 1):
+        module.zero_grad()
+        start = time.perf_counter()
+        output: Tensor = module(inputs)
+        if output.requires_grad:  # a first layer may have nothing to train
+            torch.autograd.backward(output.mean())
+        taken_s.append(time.perf_counter() - start)
+    return output, statistics.median(taken_s[1:])  # the first also sets up
 
 
 def _activation_bytes(module: nn.Module, input_shape: tuple[int, ...]) -> int:

@@ -17,11 +17,12 @@ from bll.architectures.modules import Layers, UserNetwork, UserPlan, user_networ
 from bll.choices import Balance, ExecutorName, FamilyName, MessageName, ReadoutName, TwinName
 from bll.combinations import settled
 from bll.config import NetworkConfig, TrainingConfig
-from bll.costs import Cost, measure, step_times_s
+from bll.costs import Cost, StepTimes, measure, step_times
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
+from bll.intra_op import intra_op_threads
 from bll.plan import BlockPlan, Plan
-from bll.readouts import latent_units, make_readout
+from bll.readouts import Readout, latent_units, make_readout
 from bll.seeding import global_generator
 from bll.sending import message_shape
 from bll.twins import make_twin
@@ -102,23 +103,26 @@ def _with_user_network(config: TrainingConfig, user: UserNetwork) -> TrainingCon
     return replace(config, network=described)
 
 
-def balanced_cuts(costs: Sequence[float], num_blocks: int) -> tuple[int, ...]:
+def balanced_cuts(costs: Sequence[float], num_blocks: int, exits: Sequence[float] = ()) -> tuple[int, ...]:
     """Cuts of consecutive layers into `num_blocks` non-empty blocks with the smallest possible largest block.
 
-    Exact, by dynamic programming; among equals the cuts that come first.
+    `exits` are what a block costs besides its layers, by its last layer. Exact, by dynamic programming; among equals
+    the cuts that come first.
     """
     layers = len(costs)
+    after = [0.0, *(exits or [0.0] * layers)]
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
     # best[n][end]: (largest block, start of the last block) of the first `end` layers in n blocks.
-    best = [{end: (before[end], 0) for end in range(1, layers + 1)}]
+    best = [{end: (before[end] + after[end], 0) for end in range(1, layers + 1)}]
     for blocks in range(2, num_blocks + 1):
         previous = best[-1]
         best.append(
             {
                 end: min(
-                    (max(previous[start][0], before[end] - before[start]), start) for start in range(blocks - 1, end)
+                    (max(previous[start][0], before[end] - before[start] + after[end]), start)
+                    for start in range(blocks - 1, end)
                 )
                 for end in range(blocks, layers + 1)
             }
@@ -153,9 +157,33 @@ def _cuts(
         case Balance.ACTIVATION_BYTES:
             weights = [cost.activation_bytes for cost in costs]
         case Balance.MEASURED_TIME:
-            with global_generator(config.seed):
-                weights = step_times_s([layer.build() for layer in layers], input_shape, config.batch_size)
+            times = _step_times(config, layers, costs, input_shape)
+            return balanced_cuts(times.layers_s, blocks.num_blocks, times.readouts_s)
     return balanced_cuts(weights, blocks.num_blocks)
+
+
+def _step_times(
+    config: TrainingConfig, layers: Sequence[Layer], costs: Sequence[Cost], input_shape: tuple[int, ...]
+) -> StepTimes:
+    """Times of every layer, and of the readout of its output if a block ended with it.
+
+    Twin and loss take the same time in every block with the same units: they are left out.
+    """
+    family = make_family(config.latent)
+    with global_generator(config.seed), intra_op_threads(config.executor.threads_per_block):
+        modules = [layer.build() for layer in layers]
+        readouts: list[Readout | None] = []
+        for end, cost in enumerate(costs, start=1):
+            try:
+                next_layer = layers[end].build() if _copies_next_layer(config, layers, end) else None
+                readouts.append(make_readout(cost.output_shape, family, config.latent, next_layer))
+            except InvalidConfig:  # no block can end here
+                readouts.append(None)
+        return step_times(modules, readouts, input_shape, config.batch_size)
+
+
+def _copies_next_layer(config: TrainingConfig, layers: Sequence[Layer], end: int) -> bool:
+    return config.latent.readout is ReadoutName.NEXT_LAYER and end < len(layers)
 
 
 def _layer_costs(layers: Sequence[Layer], input_shape: tuple[int, ...]) -> list[Cost]:
@@ -207,8 +235,7 @@ def _block_plan(
     received = message_shape(costs[start - 1].output_shape, family, config.latent) if start else input_shape
     chained = config.backward.twin is TwinName.CHAIN and right_shape is not None
     with torch.device("meta"):
-        copied = config.latent.readout is ReadoutName.NEXT_LAYER and end < len(layers)
-        next_layer = layers[end].build().to("meta") if copied else None
+        next_layer = layers[end].build().to("meta") if _copies_next_layer(config, layers, end) else None
         readout = make_readout(output_shape, family, config.latent, next_layer)
         right_units = latent_units(right_shape, config.latent) if chained and right_shape else None
         twin = make_twin(num_classes, family, readout.units, right_units=right_units)

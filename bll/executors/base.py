@@ -1,12 +1,9 @@
-"""The small interface of every executor, and what they share."""
+"""The small interface of every executor."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Protocol
-
-import torch
 
 from bll.wiring import WorkerEvent
 from bll.worker import Run
@@ -29,14 +26,3 @@ class Executor(Protocol):
     def stop(self) -> None:
         """Ask for an end at the next marker, with a checkpoint. From any thread or signal handler; repeatable."""
         ...
-
-
-@contextmanager
-def intra_op_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads an operation, in this thread and those started meanwhile; then as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator
 
 from bll import data
-from bll.executors.base import intra_op_threads
+from bll.intra_op import intra_op_threads
 from bll.joint import make_worker
 from bll.messages import DequeChannel
 from bll.wiring import WorkerEvent, wire

@@ -10,7 +10,7 @@ import torch
 
 from bll import data
 from bll.errors import BllError, BlockFailed
-from bll.executors.base import intra_op_threads
+from bll.intra_op import intra_op_threads
 from bll.joint import make_worker
 from bll.messages import Aborted, Packet
 from bll.wiring import BlockEnded, WorkerEvent, wire

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import time
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from bll.blocks import Block, build_block
 from bll.config import TrainingConfig
-from bll.costs import measure
+from bll.costs import measure, step_times
 from bll.partition import resolve
 from bll.plain import from_dict
 
@@ -32,6 +34,33 @@ def test_a_tensor_saved_by_two_operations_is_counted_once() -> None:
 
 def test_a_layer_that_changes_its_input_in_place_keeps_nothing_more() -> None:
     assert measure(nn.ReLU(inplace=True), (5,)).activation_bytes == 0
+
+
+class Ticking(nn.Module):
+    """Takes a known time on a clock of the test's own: `first_s` more when it is run first."""
+
+    now_s: ClassVar[float] = 0.0
+
+    def __init__(self, forward_s: float, first_s: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.forward_s = forward_s
+        self.first_s = first_s
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        Ticking.now_s += self.forward_s + self.first_s
+        self.first_s = 0.0
+        return hidden * self.weight
+
+
+def test_step_times_are_medians_without_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: Ticking.now_s)
+    layers = [nn.Flatten(), Ticking(2.0, 100.0), Ticking(0.5, 0.0)]
+    readouts = [Ticking(0.25, 7.0), None, Ticking(3.0, 0.0)]
+    times = step_times(layers, readouts, (1, 2, 2), batch_size=2)
+    assert times.layers_s == pytest.approx([0.0, 2.0, 0.5])
+    assert times.readouts_s == pytest.approx([0.25, math.inf, 3.0])
+    assert all(parameter.grad is not None for layer in layers for parameter in layer.parameters())
 
 
 def kept_bytes(block: Block, inputs: Tensor) -> int:

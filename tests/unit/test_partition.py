@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from bll.architectures.layers import KeyedDropout
 from bll.blocks import build_block
 from bll.choices import Balance, ExecutorName
 from bll.config import TrainingConfig
@@ -23,14 +26,19 @@ def config(**values: Any) -> TrainingConfig:
     return from_dict(TrainingConfig, {"data": {"name": "digits"}, "batch_size": 64, **values})
 
 
-@given(costs=st.lists(st.integers(0, 20), min_size=1, max_size=8), data=st.data())
-def test_balanced_cuts_make_the_largest_block_as_small_as_can_be(costs: list[int], data: st.DataObject) -> None:
+@given(costs=st.lists(st.integers(0, 20), min_size=1, max_size=8), with_exits=st.booleans(), data=st.data())
+def test_balanced_cuts_make_the_largest_block_as_small_as_can_be(
+    costs: list[int], with_exits: bool, data: st.DataObject
+) -> None:
     num_blocks = data.draw(st.integers(1, len(costs)))
+    one_a_layer = st.lists(st.sampled_from([0, 1, 5, 30, math.inf]), min_size=len(costs), max_size=len(costs))
+    exits = data.draw(one_a_layer) if with_exits else []
 
-    def largest(cuts: tuple[int, ...]) -> int:
-        return max(sum(costs[a:b]) for a, b in zip((0, *cuts), (*cuts, len(costs)), strict=True))
+    def largest(cuts: tuple[int, ...]) -> float:
+        blocks = zip((0, *cuts), (*cuts, len(costs)), strict=True)
+        return max(sum(costs[a:b]) + (exits[b - 1] if exits else 0) for a, b in blocks)
 
-    found = balanced_cuts(costs, num_blocks)
+    found = balanced_cuts(costs, num_blocks, exits)
     assert len(found) == num_blocks - 1
     assert all(a < b for a, b in itertools.pairwise((0, *found, len(costs))))
     assert largest(found) == min(map(largest, itertools.combinations(range(1, len(costs)), num_blocks - 1)))
@@ -84,6 +92,42 @@ def test_blocks_can_be_balanced_by_time_measured_once() -> None:
     plan = resolve(config(network={"widths": [4, 4, 8, 8]}, blocks={"num_blocks": 2, "balance": "measured_time"}))
     assert [len(block.layers) for block in plan.blocks] in ([1, 4], [2, 3], [3, 2], [4, 1])
     assert resolve(plan.config) == plan
+
+
+class Recorder(nn.Linear):
+    """A layer that notes how it is run on the batches of a measurement."""
+
+    threads: ClassVar[list[int]] = []
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.device.type == "cpu" and len(hidden) == 64:
+            self.threads.append(torch.get_num_threads())
+        return super().forward(hidden)
+
+
+def test_time_is_measured_with_the_threads_of_a_block_and_draws_of_its_own() -> None:
+    Recorder.threads.clear()
+    network = nn.Sequential(nn.Flatten(), Recorder(64, 8), KeyedDropout(0.5), Recorder(8, 8))
+    before, state = torch.get_num_threads(), torch.get_rng_state()
+    blocks = {"num_blocks": 2, "balance": "measured_time"}
+    resolve(config(blocks=blocks, executor={"threads_per_block": before + 1}), network=network)
+    assert Recorder.threads
+    assert set(Recorder.threads) == {before + 1}
+    assert torch.get_num_threads() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_measured_time_does_not_end_a_block_where_its_readout_cannot_be() -> None:
+    images = [nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)]
+    network = nn.Sequential(images[0], nn.Flatten(), nn.Unflatten(1, (2, 8, 8)), images[1])
+    values = {"blocks": {"num_blocks": 3, "balance": "measured_time"}, "latent": {"readout": "conv"}}
+    assert resolve(config(**values), network=network).config.blocks.cuts == (1, 3)
+
+
+@pytest.mark.parametrize("readout", ["identity", "next_layer"])
+def test_time_is_measured_with_readouts_that_depend_on_the_layers(readout: str) -> None:
+    values = {"blocks": {"num_blocks": 2, "balance": "measured_time"}, "latent": {"readout": readout}}
+    assert resolve(config(network={"widths": [4, 8]}, **values)).num_blocks == 2
 
 
 def test_a_resolved_plan_leaves_nothing_open() -> None:
