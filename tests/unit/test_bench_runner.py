@@ -146,7 +146,7 @@ def test_classes_held_out_are_in_neither_split_and_the_others_are_numbered_anew(
     targets = np.tile(np.arange(4), 3)
     rows = Split(np.broadcast_to(targets[:, None, None, None], (12, 1, 2, 2)).astype(np.uint8), targets)
     whole = Dataset("four", rows, rows, rows, ("a", "b", "c", "d"), digest="")
-    monkeypatch.setattr(made.data, "load", lambda config, seed: whole)
+    monkeypatch.setattr("benchmarks.method.made.data.load", lambda config, seed: whole)
     path = tmp_path / "fashion-without-1-2.npz"
     made.write(path)
     with np.load(path) as arrays:
