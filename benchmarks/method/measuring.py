@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from benchmarks.method.alignment import alignment
 from benchmarks.method.measures import Measured, Task, classifier, smoke
 from benchmarks.method.uncertainty import ensemble, mc_dropout, single
 
@@ -13,4 +14,5 @@ MEASURES: Mapping[str, Callable[[Task], Measured]] = {
     "uncertainty": single,
     "ensemble": ensemble,
     "mc_dropout": mc_dropout,
+    "alignment": alignment,
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.method.charts import line_chart
 from benchmarks.method.results import Results, contenders, figure
 from benchmarks.method.trials import Group, Stored
 from benchmarks.record import RESULTS, Row, holds, write
@@ -72,6 +73,7 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
     "uncertainty": _UNCERTAINTY,
     "ensemble": _UNCERTAINTY,
     "mc_dropout": _UNCERTAINTY,
+    "alignment": (Column("alignment of chain and forward weights", "", "alignment", 1.0, 3),),
 }
 
 
@@ -83,6 +85,12 @@ def report(results: Results, folder: Path = RESULTS, document: Path = DOCUMENT) 
         if rows:
             _write(results, group, rows, folder)
         parts.append(_section(results, group, rows))
+        if lines := results.chart(group):
+            assert group.chart
+            picture = document.with_name(f"{document.stem}-{group.name}.svg")
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.write_text(line_chart(group.name, group.chart.x, "accuracy of the mixture, %", lines))
+            parts.append(f"![accuracy against {group.chart.x}]({picture.name})\n")
     own = {folder / "method" / f"{group.name}.json" for group in results.groups}
     parts += [_other(path) for path in sorted(folder.glob("*/*.json")) if path not in own]
     document.parent.mkdir(parents=True, exist_ok=True)

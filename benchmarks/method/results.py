@@ -50,6 +50,16 @@ class Results:
         """Every figure of the group's contenders over seeds, then its claims; of what is measured only."""
         return [*self._figures(group), *(row for claim in group.claims for row in self._claim(group, claim))]
 
+    def chart(self, group: Group) -> dict[str, list[tuple[float, float]]]:
+        """Points of the group's chart, in percent; of what is measured only."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for line, named in (group.chart.lines if group.chart else {}).items():
+            for x, name in named.items():
+                values = [figure(s, "mixture", "accuracy") for s in self.finished(f"{group.name}/{name}").values()]
+                if values:
+                    found.setdefault(line, []).append((x, 100 * statistics.mean(values)))
+        return found
+
     def _figures(self, group: Group) -> Iterator[Row]:
         for name in contenders(group):
             finished = list(self.finished(name).values())
@@ -77,6 +87,12 @@ class Results:
         references = [figure(others[seed], other_prediction, claim.score) for seed in seeds]
         mean = statistics.mean(values) - statistics.mean(references)
         ratio = statistics.mean(values) / statistics.mean(references) if all(references) else None
+        if claim.as_ratio:
+            what = f"{of}: {prediction} {claim.score} over that of {other}: {other_prediction}, {_over(len(seeds))}"
+            against = f"{other}: {other_prediction}"
+            assert ratio is not None, "a score of 0 is no divisor"
+            yield Row(what, ratio, "ratio", against, ratio, claim.target, claim.op)
+            return
         what = f"{of}: {prediction} {claim.score} less that of {other}: {other_prediction}, {_over(len(seeds))}"
         yield Row(what, mean, unit, f"{other}: {other_prediction}", ratio, claim.target, claim.op)
         pairs = [((finished[seed], prediction), (others[seed], other_prediction)) for seed in seeds]

@@ -57,6 +57,18 @@ class Claim:
     against: str = ""
     target: float | None = None
     op: str = ">="
+    as_ratio: bool = False
+    """Compare by ratio and not by difference."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Accuracy of the mixture, drawn over a number that the contenders differ in."""
+
+    x: str
+    """What the number is."""
+    lines: Mapping[str, Mapping[float, str]]
+    """For each line, the contender at each number."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class Group:
     also: tuple[str, ...] = ()
     """Contenders of other groups, as `group/name`, that the table repeats."""
     notes: str = ""
+    chart: Chart | None = None
 
     def trials(self) -> Iterator[Trial]:
         """Every trial, first all contenders with their first seed: a run cut short leaves a complete table."""

@@ -5,25 +5,22 @@ Shapes: B rows, C classes, K exits, members or passes.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from benchmarks.method import made
 from benchmarks.method.measures import Measured, Task, log_exits, prediction_scores, scores, trained
+from benchmarks.method.networks import trained_before
 from benchmarks.method.paired import log_prediction
 from bll import data
 from bll.architectures.layers import KeyedDropout
 from bll.calibration import calibrate, score_calibration, tempered_log_probs
-from bll.choices import ExecutorName
 from bll.config import DataConfig
 from bll.data import Dataset
 from bll.model import TrainedModel
-from bll.partition import resolve
 from bll.plan import Plan
 from bll.seeding import derive
 from bll.selective import auroc
@@ -37,7 +34,7 @@ Answer = Callable[[np.ndarray], np.ndarray]
 
 def single(task: Task) -> Measured:
     """One network: its mixture of exits raw and tempered, conformal sets, and its score of unlike inputs."""
-    model = _trained_before(task, 0)
+    model = trained_before(task, 0)
     dataset = data.load(model.plan.config.data, model.plan.config.seed, task.data_root)
     answer = _exits(model)
     figures, arrays = _scored(answer, dataset, model.plan)
@@ -59,7 +56,7 @@ def single(task: Task) -> Measured:
 
 def ensemble(task: Task) -> Measured:
     """The mean prediction of networks trained apart. Their last exits are its members."""
-    models = [_trained_before(task, index) for index in range(len(task.bases))]
+    models = [trained_before(task, index) for index in range(len(task.bases))]
     plan = models[0].plan
 
     def answer(inputs: np.ndarray) -> np.ndarray:
@@ -113,21 +110,6 @@ def _entropy(exits_KBC: np.ndarray) -> np.ndarray:
 
 def _exits(model: TrainedModel) -> Answer:
     return lambda inputs: log_exits(model, inputs)
-
-
-def _trained_before(task: Task, index: int) -> TrainedModel:
-    """The network that an earlier trial has trained.
-
-    Its checkpoint is read by the config digest that it was written with: config fields added since have their
-    defaults, and the runner has made sure that the code behaves as it did.
-    """
-    run_dir = task.bases[index]
-    (folder,) = (run_dir / "checkpoints").iterdir()
-    digest = json.loads((folder / "manifest.json").read_text())["config"]
-    config = replace(task.config, seed=task.seeds[index])
-    return TrainedModel.load(
-        resolve(config, task.data_root, auto=ExecutorName.THREADS), run_dir, digest, task.data_root
-    )
 
 
 def unknown(dataset: Dataset, path: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy import special, stats
 from benchmarks.method.paired import RankedRows, difference, error_auroc_difference, log_prediction, row_scores
 from benchmarks.method.report import report
 from benchmarks.method.results import Results
-from benchmarks.method.trials import Claim, Contender, Group, Store, Stored, Trial
+from benchmarks.method.trials import Chart, Claim, Contender, Group, Store, Stored, Trial
 
 ROWS = 4000
 
@@ -84,7 +85,9 @@ GROUP = Group(
         Claim("ours:mixture", "accuracy", target=0.5),
         Claim("ours:mixture", "accuracy", against="theirs:last", target=0.3),
         Claim("ours:mixture", "accuracy", against="late:last", target=0.0),
+        Claim("ours:mixture", "accuracy", against="theirs:last", target=1.4, op="<=", as_ratio=True),
     ),
+    chart=Chart("effort", {"all": {1.0: "theirs", 2.0: "ours", 3.0: "late"}}),
 )
 
 
@@ -121,6 +124,9 @@ def test_report_writes_figures_differences_and_what_is_missing(tmp_path: Path) -
     by_row = np.array([0] * 6 + [1, 1, 0.5, 0])
     half = stats.norm.ppf(0.975) * stats.sem(by_row)
     assert rows[f"{what}: 95 % interval over test rows, from"]["value"] == pytest.approx(0.25 - half)
+    quotient = rows["some/ours: mixture accuracy over that of some/theirs: last, mean over 2 seeds"]
+    assert quotient["value"] == pytest.approx(0.85 / 0.6)
+    assert quotient["holds"] is False
     assert not any("late" in what for what in rows)
     assert "Not measured: late." in values["notes"]
 
@@ -129,6 +135,9 @@ def test_report_writes_figures_differences_and_what_is_missing(tmp_path: Path) -
     assert "| ours | 85.00 ± 7.07 |" in document
     assert ">= 30 | **no** |" in document
     assert "Not measured: late." in document
+    assert "](results-some.svg)" in document
+    chart = ElementTree.fromstring((tmp_path / "results-some.svg").read_text())
+    assert len(chart.findall(".//{*}circle")) == 2
 
 
 def test_report_without_row_predictions_gives_the_difference_without_an_interval(tmp_path: Path) -> None:

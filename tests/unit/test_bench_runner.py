@@ -140,6 +140,18 @@ def test_an_ensemble_is_the_mean_of_the_last_exits_of_networks_trained_before(me
     assert measuring.measure(both).startswith("kept: ")
 
 
+def test_a_chain_twin_comes_to_align_with_the_forward_weights_beside_it(measuring: Runner) -> None:
+    latents = {"latent": {"readout": "identity", "units": 16}, "backward": {"twin": "chain"}}
+    chain = replace(TRIAL, spec=merged(SPEC, latents, {"network": {"widths": [16, 16]}, "epochs": 15}))
+    measuring.measure(chain)
+    weights = replace(chain, name="weights", measure="alignment", bases=(chain,))
+    measuring.measure(weights)
+    stored = measuring.store.read(weights)
+    assert stored
+    assert stored["figures"]["alignment"] > 0.1
+    assert abs(stored["figures"]["boundary1.alignment_by_chance"]) < stored["figures"]["alignment"]
+
+
 def test_classes_held_out_are_in_neither_split_and_the_others_are_numbered_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from benchmarks.method.groups.specs import (
     PLAIN,
     family,
 )
-from benchmarks.method.trials import Claim, Contender, Group, Spec, merged
+from benchmarks.method.trials import Chart, Claim, Contender, Group, Spec, merged
 
 _WIDER: Spec = {"network": {"widths": [16, 16, 32, 32, 68, 68]}}
 """Backprop's network is widened until its forward pass costs what that of four blocks with their readouts does."""
@@ -79,6 +79,7 @@ BLOCKS = Group(
     claims=tuple(
         Claim(f"{name}:mixture", "accuracy", against="backprop:last") for name in _PLACEMENTS if name != "backprop"
     ),
+    chart=Chart("blocks", {"cuts by FLOPs": {1: "one", 2: "two", 4: "four-equal-flops", 8: "eight"}}),
 )
 
 _SHORT = merged(CNN, {"data": {"train_rows": 30_000}, "epochs": 6})

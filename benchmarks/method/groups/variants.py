@@ -1,7 +1,7 @@
 """Groups that vary one thing about a network at a time: latents and twins, mixing, depth, data."""
 
 from benchmarks.method.groups.specs import ALL_EXITS, BACKPROP, CNN, FASHION, LOCAL_CLASSIFIERS, MLP, PLAIN, family
-from benchmarks.method.trials import Claim, Contender, Group, Spec, merged
+from benchmarks.method.trials import Chart, Claim, Contender, Group, Spec, merged
 
 _IDENTITY = {"latent": {"readout": "identity", "units": 256}}
 _CHAIN = {"backward": {"twin": "chain"}}
@@ -20,7 +20,8 @@ IDENTITY_CHAIN = Group(
                 _IDENTITY, _CHAIN, {"latent": {"message": "mean", "bootstrap": 0.5, "bootstrap_epochs": 10}}
             ),
         }.items()
-    },
+    }
+    | {"weights": Contender(merged(MLP, _IDENTITY, _CHAIN), measure="alignment", base="identity_chain/identity-chain")},
     also=("mlp/bll", "mlp/backprop", "mlp/backprop-plain"),
     claims=(
         Claim("identity-chain:mixture", "accuracy", against="identity-direct:mixture"),
@@ -45,8 +46,10 @@ RESNET18 = Group(
     notes="One seed and as many epochs as two cores allow; the stem has stride 2.",
 )
 
+_FAMILIES = ("bernoulli", "gaussian", "categorical", "laplace")
+_CONSTANT_M = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 _MIXING: dict[str, Spec] = {
-    **{f"m-{m:g}": {"mixing": {"start": m}} for m in (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)},
+    **{f"m-{m:g}": {"mixing": {"start": m}} for m in _CONSTANT_M},
     **{
         f"m-{schedule}": {"mixing": {"schedule": schedule, "start": 0.0, "end": 1.0, "ramp_epochs": 4}}
         for schedule in ("linear", "cosine", "step", "auto")
@@ -58,9 +61,10 @@ MIXING = Group(
     title="Mixing m: schedules and families, MLP in four blocks, 8 epochs",
     contenders={
         f"{kind}-{name}": Contender(merged(MLP, family(kind), change, {"epochs": 8}), seeds=(0,))
-        for kind in ("bernoulli", "gaussian", "categorical", "laplace")
+        for kind in _FAMILIES
         for name, change in _MIXING.items()
     },
+    chart=Chart("m", {kind: {m: f"{kind}-m-{m:g}" for m in _CONSTANT_M} for kind in _FAMILIES}),
 )
 
 
@@ -91,6 +95,14 @@ DEPTH = Group(
         Claim(f"{n}-{layers}-bll:mixture", "accuracy", against=f"{n}-{layers}-backprop:last")
         for n in ("mlp", "cnn")
         for layers in _DEPTHS
+    ),
+    chart=Chart(
+        "layers",
+        {
+            f"{network}, {rule}": {layers: f"{network}-{layers}-{rule}" for layers in _DEPTHS}
+            for network in ("mlp", "cnn")
+            for rule in ("bll", "backprop")
+        },
     ),
 )
 
