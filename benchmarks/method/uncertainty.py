@@ -9,24 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 
 from benchmarks.method import made
 from benchmarks.method.measures import Measured, Task, log_exits, prediction_scores, scores, trained
 from benchmarks.method.networks import trained_before
 from benchmarks.method.paired import log_prediction
-from bll import data
-from bll.architectures.layers import KeyedDropout
-from bll.calibration import calibrate, score_calibration, tempered_log_probs
+from bll import baselines, data
+from bll.calibration import score_calibration, tempered_log_probs
 from bll.config import DataConfig
 from bll.data import Dataset
-from bll.model import TrainedModel
 from bll.plan import Plan
-from bll.seeding import derive
 from bll.selective import auroc
 
 _UNKNOWN_ROWS = 2000
-_PASSES = 30
 
 Answer = Callable[[np.ndarray], np.ndarray]
 """From inputs to log-probabilities (K, B, C)."""
@@ -36,10 +31,9 @@ def single(task: Task) -> Measured:
     """One network: its mixture of exits raw and tempered, conformal sets, and its score of unlike inputs."""
     model = trained_before(task, 0)
     dataset = data.load(model.plan.config.data, model.plan.config.seed, task.data_root)
-    answer = _exits(model)
-    figures, arrays = _scored(answer, dataset, model.plan)
-    known, rows = dataset.test, dataset.validation
-    calibration = calibrate(answer(rows.inputs), rows.targets)
+    figures, arrays = _scored(lambda inputs: log_exits(model, inputs), dataset, model.plan)
+    known, calibration = dataset.test, model.calibration
+    assert calibration, "every data set of these groups has one class a row"
     temperature = calibration.mixture.temperature
     tempered_BC = tempered_log_probs(log_prediction(arrays["test_exits"], "mixture"), temperature)
     figures |= prediction_scores("tempered", tempered_BC, known.targets) | {"temperature": temperature}
@@ -55,32 +49,26 @@ def single(task: Task) -> Measured:
 
 
 def ensemble(task: Task) -> Measured:
-    """The mean prediction of networks trained apart. Their last exits are its members."""
+    """The mean prediction of networks trained apart. Their mixtures are its members."""
     models = [trained_before(task, index) for index in range(len(task.bases))]
     plan = models[0].plan
-
-    def answer(inputs: np.ndarray) -> np.ndarray:
-        return np.stack([_exits(model)(inputs)[-1] for model in models])
-
-    figures, arrays = _scored(answer, data.load(plan.config.data, plan.config.seed, task.data_root), plan)
+    dataset = data.load(plan.config.data, plan.config.seed, task.data_root)
+    figures, arrays = _scored(lambda inputs: _members(baselines.ensemble(models, inputs)), dataset, plan)
     return Measured(figures, arrays, plan.config.blocks.cuts)
 
 
 def mc_dropout(task: Task) -> Measured:
     """A network of its own, trained with dropout, and its mean prediction over passes that drop units too."""
     model, costs = trained(task)
-    generator = torch.Generator().manual_seed(derive(task.config.seed, "mc dropout"))
-    exits = _exits(model)
-
-    def answer(inputs: np.ndarray) -> np.ndarray:
-        for module in model.network.modules():
-            if isinstance(module, KeyedDropout):
-                module.train()
-                module.generator = generator
-        return np.stack([exits(inputs)[-1] for _ in range(_PASSES)])
-
-    figures, arrays = _scored(answer, data.load(model.plan.config.data, task.config.seed, task.data_root), model.plan)
+    dataset = data.load(model.plan.config.data, task.config.seed, task.data_root)
+    figures, arrays = _scored(lambda inputs: _members(baselines.mc_dropout(model, inputs)), dataset, model.plan)
     return Measured(costs | figures, arrays, model.plan.config.blocks.cuts)
+
+
+def _members(answered: dict[str, np.ndarray]) -> np.ndarray:
+    members_BKC = answered["member_probabilities"]
+    log_probs_KBC: np.ndarray = np.log(np.maximum(members_BKC, np.finfo(np.float32).tiny)).swapaxes(0, 1)
+    return log_probs_KBC
 
 
 def _scored(answer: Answer, dataset: Dataset, plan: Plan) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -106,10 +94,6 @@ def _entropy(exits_KBC: np.ndarray) -> np.ndarray:
     log_mixture_BC = log_prediction(exits_KBC, "mixture")
     entropy_B: np.ndarray = -(np.exp(log_mixture_BC) * log_mixture_BC).sum(1)
     return entropy_B
-
-
-def _exits(model: TrainedModel) -> Answer:
-    return lambda inputs: log_exits(model, inputs)
 
 
 def unknown(dataset: Dataset, path: str) -> Iterator[tuple[str, np.ndarray]]:

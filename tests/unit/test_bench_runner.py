@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.method import behaviour, made, runner
 from benchmarks.method.groups import GROUPS
+from benchmarks.method.paired import log_prediction
 from benchmarks.method.runner import NotTrained, Runner, predictions
 from benchmarks.method.trials import Contender, Group, Store, Trial, merged
 from bll.data import Dataset, Split
@@ -30,6 +31,7 @@ DIE_AT_THE_FIRST_CHECKPOINT = """
 import json, os, signal, sys
 from pathlib import Path
 from benchmarks.method import measures
+from benchmarks.method.paired import log_prediction
 from benchmarks.method.runner import Runner
 from benchmarks.method.trials import Store, Trial
 from bll.events import CheckpointSaved
@@ -120,7 +122,7 @@ def test_every_trial_has_a_key_of_its_own_and_every_claim_names_contenders_that_
         assert {name if "/" in name else f"{group.name}/{name}" for name in [*whole, *group.also]} <= named
 
 
-def test_an_ensemble_is_the_mean_of_the_last_exits_of_networks_trained_before(measuring: Runner) -> None:
+def test_an_ensemble_is_the_mean_of_networks_trained_before(measuring: Runner) -> None:
     members = tuple(replace(TRIAL, seed=seed) for seed in (0, 1))
     both = replace(TRIAL, name="both", measure="ensemble", bases=members)
     with pytest.raises(NotTrained, match="some/bll-seed0, which is not there"):
@@ -135,8 +137,17 @@ def test_an_ensemble_is_the_mean_of_the_last_exits_of_networks_trained_before(me
         assert arrays
         exits.append(arrays["test_exits"])
     # Each member was tested on its own seed's rows of digits; the ensemble on those of the first.
-    np.testing.assert_allclose(exits[2][0], exits[0][-1], atol=1e-6)
+    np.testing.assert_allclose(exits[2][0], log_prediction(exits[0], "mixture"), atol=1e-5)
     assert figures["ood.mean.entropy"] > 0.5
+    alone = replace(TRIAL, name="alone", measure="uncertainty", bases=members[:1])
+    measuring.measure(alone)
+    stored, before = measuring.store.read(alone), measuring.store.read(members[0])
+    assert stored
+    assert before
+    assert stored["figures"]["mixture.nll"] == before["figures"]["mixture.nll"]
+    assert stored["figures"]["tempered.nll"] > 0
+    assert 0.7 < stored["figures"]["set90%.coverage"] <= 1
+    assert stored["figures"]["ood"] > 0.5
     assert measuring.measure(both).startswith("kept: ")
 
 
