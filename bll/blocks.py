@@ -13,6 +13,7 @@ from bll.architectures import Layer, make_layers
 from bll.architectures.layers import KeyedDropout
 from bll.architectures.modules import UserPlan
 from bll.choices import ReadoutName, TwinName
+from bll.credit import Credit, make_credit
 from bll.families import make_family
 from bll.plan import Plan
 from bll.readouts import NextLayerReadout, Readout, latent_units, make_readout
@@ -37,20 +38,23 @@ class Normalize(nn.Module):
 
 
 class Block(nn.Module):
-    """Forward block f_k, its readout, and its backward twin g_k."""
+    """Forward block f_k, its readout, its backward twin g_k, and how errors reach the layers of f_k."""
 
-    def __init__(self, layers: nn.Sequential, readout: Readout, twin: TableTwin | ChainTwin) -> None:
+    def __init__(
+        self, layers: nn.Sequential, readout: Readout, twin: TableTwin | ChainTwin, credit: Credit | None = None
+    ) -> None:
         super().__init__()
         self.layers = layers
         self.readout = readout
         self.twin = twin
-        self._dropout_generator = torch.Generator()
+        self.credit = credit or Credit()
+        self._generator = self.credit.generator = torch.Generator()
         for module in self.modules():
             if isinstance(module, KeyedDropout):
-                module.generator = self._dropout_generator
+                module.generator = self._generator
 
     def forward_parameters(self) -> list[nn.Parameter]:
-        """theta_k: all that is trained but the twin."""
+        """theta_k: what is trained in layers and readout."""
         return [p for part in (self.layers, self.readout) for p in part.parameters() if p.requires_grad]
 
     def follow(self, right: Version) -> None:
@@ -58,9 +62,13 @@ class Block(nn.Module):
         if isinstance(self.readout, NextLayerReadout) and right.first_layer is not None:
             self.readout.follow(right.first_layer)
 
+    def backward_parameters(self) -> dict[str, nn.Parameter]:
+        """phi_k by name: the twin, and what the rule trains to send errors to the layers."""
+        return {**dict(self.twin.named_parameters("twin")), **dict(self.credit.named_parameters("credit"))}
+
     def seed_dropout(self, seed: int) -> None:
-        """Fix the masks of the next forward pass."""
-        self._dropout_generator.manual_seed(seed)
+        """Fix the masks, and all else that is drawn, of the next training step."""
+        self._generator.manual_seed(seed)
 
 
 def build_block(plan: Plan, index: int, statistics: tuple[np.ndarray, np.ndarray] | None = None) -> Block:
@@ -87,7 +95,12 @@ def build_block(plan: Plan, index: int, statistics: tuple[np.ndarray, np.ndarray
         right_units = latent_units(plan.blocks[index + 1].output_shape, config.latent)
     with global_generator(derive(config.seed, "twin", index)):
         twin = make_twin(plan.num_classes, family, readout.units, right_units=right_units)
-    return Block(nn.Sequential(*modules), readout, twin)
+    stack = nn.Sequential(*modules)
+    with global_generator(derive(config.seed, "credit", index)):
+        # The input's shape is right wherever it is read: rules that put something in backpropagation's place run as
+        # one block.
+        credit = make_credit(config.rule, stack, plan.input_shape, plan.num_classes)
+    return Block(stack, readout, twin, credit)
 
 
 def first_layer_weights(plan: Plan, index: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bll.choices import LossName, MixingSchedule, ReadoutName, Rule
+from bll.choices import LossName, MixingSchedule, ReadoutName, Rule, TargetName
 from bll.config import BlocksConfig, LossConfig, MixingConfig, TrainingConfig
 from bll.errors import InvalidConfig, Violation
 
@@ -36,10 +36,16 @@ def settled(config: TrainingConfig) -> TrainingConfig:
     if config.latent.readout is ReadoutName.NEXT_LAYER and config.blocks.normalize_messages:
         rule = "must be false with readout 'next_layer', whose copy reads a block's output as it is, got true"
         found.append(Violation("blocks.normalize_messages", rule))
+    if config.rule in _RULES_OF_CLASSES and config.data.target is not TargetName.LABELS:
+        rule = f"must be 'labels' for rule {config.rule.value!r}, got {config.data.target.value!r}"
+        found.append(Violation("data.target", rule))
     if found:
         raise InvalidConfig(found)
     return config
 
+
+_RULES_OF_CLASSES = frozenset({Rule.DIRECT_FEEDBACK_ALIGNMENT, Rule.SYNTHETIC_GRADIENTS})
+"""Rules whose layers are told the error in each class, or the class."""
 
 _LOSSES = {
     Rule.LOCAL_CLASSIFIERS: LossConfig(LossName.DISCRIMINATIVE),

@@ -327,7 +327,7 @@ class TrainingConfig:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     rule: Rule = Rule.BLL
-    """`backprop` trains the same modules as one block, from the last exit's loss."""
+    """`backprop` and the rules after it train the same modules as one block, from the last exit's loss."""
     epochs: int = 10
     """1 to 100000."""
     batch_size: int = 128

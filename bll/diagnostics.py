@@ -65,7 +65,7 @@ class Examiner:
         self.plan = plan
         self.objective = objective
         self.theta = block.forward_parameters()
-        self.phi = list(block.twin.parameters())
+        self.phi = list(block.backward_parameters().values())
 
     def is_due(self, step: int) -> bool:
         """Whether to look at the step that makes them `step`: at equal distances, the last one an epoch's last."""

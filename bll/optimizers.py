@@ -1,4 +1,4 @@
-"""The two optimizers of a block: one for its forward part theta_k, one for its backward twin phi_k."""
+"""The two optimizers of a block: one for its forward part theta_k, one for its backward part phi_k."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class BlockOptimizer:
         for parameter in block.forward_parameters():
             (decayed if parameter.ndim > 1 else plain).append(parameter)
         self.forward = _make(config, config.learning_rate, decayed, plain)
-        matrices = [p for name, p in block.twin.named_parameters() if name.endswith("weight") and p.ndim > 1]
-        others = [p for p in block.twin.parameters() if all(p is not m for m in matrices)]
+        backward = block.backward_parameters()
+        matrices = [p for name, p in backward.items() if name.endswith("weight") and p.ndim > 1]
+        others = [p for p in backward.values() if all(p is not m for m in matrices)]
         self.backward = _make(config, config.backward_learning_rate, matrices, others)
 
     def step(self, step: int) -> None:

@@ -14,10 +14,11 @@ from torch import nn
 from bll import data
 from bll.architectures import Layer, make_layers, with_widths
 from bll.architectures.modules import Layers, UserNetwork, UserPlan, user_network
-from bll.choices import Balance, ExecutorName, FamilyName, MessageName, ReadoutName, TwinName
-from bll.combinations import settled
+from bll.choices import Balance, ExecutorName, FamilyName, MessageName, ReadoutName, Rule, TwinName
+from bll.combinations import LOCAL_RULES, settled
 from bll.config import NetworkConfig, TrainingConfig
 from bll.costs import Cost, StepTimes, measure, step_times
+from bll.credit import make_credit
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
 from bll.intra_op import intra_op_threads
@@ -243,11 +244,23 @@ def _block_plan(
     return BlockPlan(
         first_layer=start,
         layers=tuple(layer.name for layer in layers[start:end]),
-        parameters=sum(cost.parameters for cost in own) + sum(p.numel() for p in twin.parameters()),
+        parameters=sum(cost.parameters for cost in own)
+        + sum(p.numel() for p in twin.parameters())
+        + _credit_parameters(config.rule, layers[start:end], received, num_classes),
         flops=sum(cost.flops for cost in own),
         output_shape=output_shape,
         activation_bytes=math.prod(received) * _FLOAT_BYTES + sum(cost.activation_bytes for cost in own),
     )
+
+
+def _credit_parameters(rule: Rule, layers: Sequence[Layer], input_shape: tuple[int, ...], num_classes: int) -> int:
+    """Trainable parameters that `rule` sets between a block's exit and its layers."""
+    if rule in LOCAL_RULES or rule is Rule.BACKPROP:
+        return 0  # and the layers need not be built again
+    with torch.device("meta"):
+        stack = nn.Sequential(*(layer.build().to("meta") for layer in layers))
+        credit = make_credit(rule, stack, input_shape, num_classes)
+    return sum(p.numel() for p in credit.parameters())
 
 
 def _warnings(config: TrainingConfig, train_rows: int, steps_per_epoch: int) -> tuple[str, ...]:

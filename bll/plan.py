@@ -14,7 +14,7 @@ class BlockPlan:
     layers: tuple[str, ...]
     """Its layers, in words, in order."""
     parameters: int
-    """Trainable parameters: layers, readout and backward twin."""
+    """Trainable parameters: layers, readout, backward twin, and what the rule learns to bring errors to layers with."""
     flops: int
     """Multiply-adds of one sample's forward pass through layers and readout, times two."""
     output_shape: tuple[int, ...]

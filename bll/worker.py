@@ -149,7 +149,8 @@ class BlockWorker:
     def train_step(self, step: int) -> None:
         """Receive msg_{k-1}(t), send msg_k(t), then learn from the local loss L_k."""
         taken = self.forward_step(step)
-        torch.autograd.backward(taken.local.loss_B.mean())
+        local = taken.local
+        self.block.credit.backward(local.loss_B.mean(), local.log_probs_BC, taken.targets_B)
         self.update(taken)
 
     def forward_step(self, step: int) -> Step:
@@ -163,7 +164,7 @@ class BlockWorker:
         block.train()
         block.follow(right)
         block.seed_dropout(derive(config.seed, "dropout", self.index, step))
-        output = block.layers(received)
+        output = block.credit(block.layers, received)
         if not sender.reads_latent:
             self._send(epoch, step, sender.of_output(output))
         alpha_BPD = block.readout(output)

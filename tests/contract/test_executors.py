@@ -93,6 +93,12 @@ SPECS: dict[str, dict[str, Any]] = {
         "mixing": {"schedule": "linear", "start": 0.5, "end": 1.0},
     },
     "one_block": {"network": {"architecture": "mlp", "widths": [16]}, "blocks": {"num_blocks": 1}},
+    "feedback_alignment_cnn": {"rule": "feedback_alignment", "network": {"widths": [4, 8]}},
+    "target_propagation_dropout": {
+        "rule": "target_propagation",
+        "network": {"architecture": "mlp", "widths": [16, 16, 16], "dropout": 0.2},
+    },
+    "synthetic_gradients": {"rule": "synthetic_gradients", "network": {"architecture": "mlp", "widths": [16, 16]}},
     "two_threads_a_block": {
         "network": {"widths": [4, 8]},
         "blocks": {"num_blocks": 2},
@@ -175,6 +181,7 @@ def test_weights_are_bit_identical_to_the_sequential_loop(
         "identity_chain_bootstrap_normalised",
         "next_layer_dropout_cnn",
         "next_layer_chain_overlapping_pairs",
+        "target_propagation_dropout",
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(

@@ -15,7 +15,8 @@ from torch import nn
 
 from bll.architectures.layers import KeyedDropout
 from bll.blocks import build_block
-from bll.choices import Balance, ExecutorName
+from bll.choices import Balance, ExecutorName, Rule
+from bll.combinations import LOCAL_RULES
 from bll.config import TrainingConfig
 from bll.errors import InvalidConfig
 from bll.partition import balanced_cuts, resolve
@@ -58,6 +59,17 @@ def test_plan_tells_the_shapes_and_parameters_of_the_blocks_built(
         assert tuple(hidden.shape[1:]) == block_plan.output_shape
         assert sum(p.numel() for p in block.parameters()) == block_plan.parameters
         assert block_plan.flops > 0
+
+
+@pytest.mark.parametrize("network", [{"architecture": "mlp", "widths": [32, 16, 8]}, {"widths": [4, 8]}])
+@pytest.mark.parametrize("rule", [rule for rule in Rule if rule not in LOCAL_RULES])
+def test_plan_counts_what_a_rule_learns_to_bring_errors_to_layers_with(network: dict[str, Any], rule: str) -> None:
+    plan = resolve(config(network=network, rule=rule))
+    (block_plan,) = plan.blocks
+    block = build_block(plan, 0)
+    own = sum(p.numel() for p in block.credit.parameters())
+    assert sum(p.numel() for p in block.parameters()) == block_plan.parameters
+    assert (own > 0) == (rule in ("target_propagation", "synthetic_gradients"))
 
 
 def test_initial_weights_of_a_layer_do_not_depend_on_the_cuts() -> None:
@@ -156,6 +168,7 @@ def test_backprop_is_one_block() -> None:
         ({"network": {"widths": [2]}, "blocks": {"num_blocks": 2, "cuts": [2]}}, "blocks.cuts", "below 2"),
         ({"batch_size": 5000}, "batch_size", "got 5000"),
         ({"data": {"name": "cifar-9"}}, "data.name", "cifar-9"),
+        ({"rule": "synthetic_gradients", "data": {"name": "digits", "target": "inputs"}}, "data.target", "'labels'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(values: dict[str, Any], field: str, words: str) -> None:
