@@ -16,6 +16,7 @@ from bll.architectures.layers import Architecture, Layer
 from bll.architectures.mlp import MLP
 from bll.architectures.residual_cnn import RESIDUAL_CNN
 from bll.architectures.resnet import RESNET18, RESNET34, RESNET50, RESNET101
+from bll.architectures.transformer import TRANSFORMER
 from bll.config import NetworkConfig
 from bll.errors import InvalidConfig, Violation
 
@@ -28,6 +29,7 @@ _BUILT_IN = {
     "resnet101": RESNET101,
     "efficientnet_small": EFFICIENTNET_SMALL,
     "conv_autoencoder": CONV_AUTOENCODER,
+    "transformer": TRANSFORMER,
 }
 _GROUP = "bll.architectures"
 
@@ -50,6 +52,9 @@ def make_layers(config: NetworkConfig, input_shape: tuple[int, ...]) -> list[Lay
         allowed = " or ".join(map(str, architecture.stem_strides))
         rule = f"must be {allowed} for {config.architecture!r}, got {config.stem_stride}"
         raise InvalidConfig([Violation("network.stem_stride", rule)])
+    if config.heads != NetworkConfig().heads and not architecture.has_heads:
+        rule = f"says nothing about {config.architecture!r}, which has none: leave it out, got {config.heads}"
+        raise InvalidConfig([Violation("network.heads", rule)])
     return architecture.layers(with_widths(config), input_shape)
 
 

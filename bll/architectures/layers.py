@@ -31,6 +31,8 @@ class Architecture:
     """What `NetworkConfig.widths` means when it is empty."""
     stem_strides: tuple[int, ...] = (1,)
     """The stem strides that it can be built with."""
+    has_heads: bool = False
+    """Whether its layers attend, with `NetworkConfig.heads`."""
 
 
 class KeyedDropout(nn.Module):
