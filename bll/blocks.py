@@ -89,7 +89,9 @@ def build_block(plan: Plan, index: int, statistics: tuple[np.ndarray, np.ndarray
     if config.latent.readout is ReadoutName.NEXT_LAYER and last < len(layers):
         next_layer = _build_layer(layers[last], config.seed, last)
     with global_generator(derive(config.seed, "readout", index)):
-        readout = make_readout(plan.blocks[index].output_shape, family, config.latent, next_layer)
+        readout = make_readout(
+            plan.blocks[index].output_shape, family, config.latent, next_layer, target_shape=plan.target_shape
+        )
     right_units = None
     if config.backward.twin is TwinName.CHAIN and index + 1 < plan.num_blocks:
         right_units = latent_units(plan.blocks[index + 1].output_shape, config.latent)
@@ -121,7 +123,7 @@ def _build_layer(layer: Layer, seed: int, index: int) -> nn.Module:
 
 def _normalize(input_shape: tuple[int, ...], statistics: tuple[np.ndarray, np.ndarray] | None) -> Normalize:
     """Per channel for images, per feature otherwise."""
-    shape = (input_shape[0], 1, 1) if len(input_shape) == 3 else input_shape
+    shape = (input_shape[0], 1, 1) if len(input_shape) == 3 else input_shape[-1:]
     if statistics is None:
         return Normalize(torch.zeros(shape), torch.ones(shape))
     mean, std = (torch.from_numpy(values).float().reshape(shape) for values in statistics)

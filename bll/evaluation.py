@@ -11,6 +11,29 @@ BINS = 15
 """Equal bins of confidence of the calibration error; a bin holds its upper edge."""
 
 
+def confusion(predicted: NDArray[np.integer], targets: NDArray[np.integer], num_classes: int) -> NDArray[np.int64]:
+    """How often each true class, by row, is predicted as each, by column; arrays of one shape, any."""
+    pairs = targets.reshape(-1).astype(np.int64) * num_classes + predicted.reshape(-1)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_iou(confusion_CC: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Intersection over union of each class, shape (C,); NaN for a class neither there nor predicted."""
+    intersection_C = np.diag(confusion_CC)
+    union_C = confusion_CC.sum(0) + confusion_CC.sum(1) - intersection_C
+    iou_C: NDArray[np.float64] = np.full(len(union_C), np.nan)
+    np.divide(intersection_C, union_C, out=iou_C, where=union_C > 0)
+    return iou_C
+
+
+def mean_iou(confusion_CC: NDArray[np.integer]) -> float:
+    """Mean intersection over union, 0 to 1, of the classes that are there or predicted. Raises ValueError if none."""
+    iou_C = class_iou(confusion_CC)
+    if np.isnan(iou_C).all():
+        raise ValueError("no rows to score")
+    return float(np.nanmean(iou_C))
+
+
 class ScoreMeter:
     """Accuracy, NLL, calibration error and Brier score of all rows added; their order does not matter.
 

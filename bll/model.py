@@ -5,6 +5,7 @@ Shapes: B batch, P natural parameters per unit, D units.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from bll.calibration import Calibration, CalibrationScores, score_calibration
 from bll.choices import TargetName
 from bll.data import Dataset, Split
 from bll.errors import CheckpointError, DataError
+from bll.evaluation import confusion
 from bll.events import Evaluation
 from bll.exits import EvaluationMeter
 from bll.losses import Objective
@@ -28,9 +30,11 @@ from bll.plan import Plan
 from bll.readouts import Readout
 from bll.sending import Sender
 from bll.twins import ClassTable
-from bll.uncertainty import LabelledPosterior, Latent, Prediction, labelled, latent, predict
+from bll.uncertainty import LabelledPosterior, Latent, Prediction, labelled, latent, of_samples, predict
 
 _BATCH = 512
+_BATCH_SITES = 8192
+"""Fewer rows at a time where each has many positions: the posterior of every class at every one is held at once."""
 
 
 class Network(nn.Module):
@@ -43,8 +47,10 @@ class Network(nn.Module):
         layers: list[nn.Sequential],
         readouts: list[Readout],
         tables: list[ClassTable],
+        target_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
+        self.target_shape = target_shape
         self.objective = objective
         self.senders = senders
         self.blocks = nn.ModuleList(layers)
@@ -75,7 +81,7 @@ class Network(nn.Module):
 
     def prediction(self, alphas: list[Tensor]) -> Prediction:
         """What follows from every block's alpha_k."""
-        return predict(self.objective, alphas, self.tables())
+        return of_samples(predict(self.objective, alphas, self.tables()), self.target_shape)
 
 
 class TrainedModel:
@@ -106,7 +112,7 @@ class TrainedModel:
             readouts.append(block.readout)
             tables.append(ClassTable(tensors["table.beta_CPD"], tensors["table.offset_C"]))
         objective = Objective(readouts[0].family, plan.config.loss)
-        return cls(plan, Network(objective, senders, layers, readouts, tables), root)
+        return cls(plan, Network(objective, senders, layers, readouts, tables, plan.target_shape), root)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -152,10 +158,13 @@ class TrainedModel:
 
     @torch.no_grad()
     def latents(self, inputs: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Means and variances of every unit: at each boundary the fields of `bll.uncertainty.Latent` by name."""
+        """Means and variances of every unit: at each boundary the fields of `bll.uncertainty.Latent` by name.
+
+        Targets with positions have a latent at each: shape (B, *target_shape, D).
+        """
         alphas = self._alphas(inputs)
         found = zip(alphas, self.network.tables(), strict=True)
-        return [_arrays(latent(self.network.objective, alpha_BPD, table)) for alpha_BPD, table in found]
+        return [self._arrays(latent(self.network.objective, alpha_BPD, table)) for alpha_BPD, table in found]
 
     @torch.no_grad()
     def score_labelled(self, inputs: np.ndarray, targets: np.ndarray) -> list[dict[str, np.ndarray]]:
@@ -163,26 +172,36 @@ class TrainedModel:
         `bll.uncertainty.LabelledPosterior` by name. Raises DataError for targets that are no classes.
         """
         classes = self.plan.num_classes
-        if targets.shape != (len(inputs),) or targets.dtype.kind not in "iu":
-            raise DataError(f"targets: must be {len(inputs)} whole numbers, got {targets.dtype} {list(targets.shape)}")
+        expected = (len(inputs), *self.plan.target_shape)
+        if targets.shape != expected or targets.dtype.kind not in "iu":
+            rule = f"must be whole numbers of shape {list(expected)}, got {targets.dtype} {list(targets.shape)}"
+            raise DataError(f"targets: {rule}")
         if not (targets.min(initial=0) >= 0 and targets.max(initial=0) < classes):
             raise DataError(f"targets: must be between 0 and {classes - 1}, got {targets.min()} to {targets.max()}")
-        targets_B = torch.from_numpy(targets.astype(np.int64))
+        targets_B = torch.from_numpy(targets.astype(np.int64)).flatten()
         found = zip(self._alphas(inputs), self.network.tables(), strict=True)
-        return [_arrays(labelled(self.network.objective, alpha, table, targets_B)) for alpha, table in found]
+        return [self._arrays(labelled(self.network.objective, alpha, table, targets_B)) for alpha, table in found]
 
     def evaluate(self, split: Literal["validation", "test"]) -> Evaluation:
         """Scores of every prediction on a split of the model's own data set. Raises DataError if it has no rows."""
-        rows = getattr(self._data(), split)
-        if not len(rows.targets):
-            raise DataError(f"split {split!r} of {self.plan.config.data.name!r} has no rows")
-        meter = EvaluationMeter(split, self.plan.num_blocks, self.plan.num_classes)
-        for start in range(0, len(rows.targets), _BATCH):
-            inputs = rows.inputs[start : start + _BATCH]
-            exits_BNC = self._answers(self.network, Prediction._fields, inputs)["exit_probabilities"]
-            smallest = np.finfo(np.float32).tiny
-            meter.add(np.log(np.maximum(exits_BNC, smallest)).swapaxes(0, 1), rows.targets[start : start + _BATCH])
+        meter = EvaluationMeter(split, self.plan)
+        smallest = np.finfo(np.float32).tiny
+        for answers, targets in self._over(split):
+            exits_NBC = (
+                answers["exit_probabilities"].swapaxes(0, 1).reshape(len(meter.exits), -1, self.plan.num_classes)
+            )
+            meter.add(np.log(np.maximum(exits_NBC, smallest)), targets.reshape(-1))
         return meter.evaluation(self.plan.config.epochs - 1, self.plan.total_steps)
+
+    def confusion(self, split: Literal["validation", "test"]) -> np.ndarray:
+        """How often each class, by row, is predicted as each, by column, in the mixture on a split: shape (C, C).
+
+        `bll.evaluation.mean_iou` scores a segmentation by it. Raises DataError if the split has no rows.
+        """
+        counts_CC = np.zeros((self.plan.num_classes,) * 2, dtype=np.int64)
+        for answers, targets in self._over(split):
+            counts_CC += confusion(answers["probabilities"].argmax(-1), targets, self.plan.num_classes)
+        return counts_CC
 
     def evaluate_calibration(self, split: Literal["validation", "test"]) -> CalibrationScores | None:
         """Scores of the mixture at its temperature, and its sets' coverage; None where there is no calibration."""
@@ -214,10 +233,24 @@ class TrainedModel:
             return self.network, None
         return fit_calibrated(self.network, dataset, config.seed)
 
+    def _over(self, split: str) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """What the network says of a split, with the targets, batch by batch. Raises DataError if it has no rows."""
+        rows = getattr(self._data(), split)
+        if not len(rows):
+            raise DataError(f"split {split!r} of {self.plan.config.data.name!r} has no rows")
+        for start in range(0, len(rows), _BATCH):
+            inputs = rows.inputs[start : start + _BATCH]
+            yield self._answers(self.network, Prediction._fields, inputs), rows.targets[start : start + _BATCH]
+
     @torch.no_grad()
     def _answers(self, module: nn.Module, names: tuple[str, ...], inputs: np.ndarray) -> dict[str, np.ndarray]:
         parts = [module(batch) for batch in self._batches(inputs)]
         return {name: torch.cat(values).numpy() for name, values in zip(names, zip(*parts, strict=True), strict=True)}
+
+    def _arrays(self, fields: Latent | LabelledPosterior) -> dict[str, np.ndarray]:
+        """`fields`, whose rows are sites, by sample."""
+        shape = (-1, *self.plan.target_shape)
+        return {name: values.numpy().reshape(*shape, *values.shape[1:]) for name, values in fields._asdict().items()}
 
     def _alphas(self, inputs: np.ndarray) -> list[Tensor]:
         parts = [self.network.boundaries(batch)[1] for batch in self._batches(inputs)]
@@ -230,14 +263,11 @@ class TrainedModel:
             raise DataError(f"inputs: shape must be {expected}, got {inputs.shape}")
         if inputs.dtype not in (np.uint8, np.float32):
             raise DataError(f"inputs: dtype must be float32 or uint8, got {inputs.dtype}")
-        starts = range(0, len(inputs), _BATCH)
-        return [torch.from_numpy(data.as_float(inputs[start : start + _BATCH])) for start in starts]
+        batch = max(1, min(_BATCH, _BATCH_SITES // self.plan.num_sites))
+        starts = range(0, len(inputs), batch)
+        return [torch.from_numpy(data.as_float(inputs[start : start + batch])) for start in starts]
 
     def _data(self) -> Dataset:
         if self._dataset is None:
             self._dataset = data.load(self.plan.config.data, self.plan.config.seed, self._root)
         return self._dataset
-
-
-def _arrays(fields: Latent | LabelledPosterior) -> dict[str, np.ndarray]:
-    return {name: values.numpy() for name, values in fields._asdict().items()}

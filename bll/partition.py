@@ -19,6 +19,7 @@ from bll.combinations import LOCAL_RULES, settled
 from bll.config import NetworkConfig, TrainingConfig
 from bll.costs import Cost, StepTimes, measure, step_times
 from bll.credit import make_credit
+from bll.data import DataInfo
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
 from bll.intra_op import intra_op_threads
@@ -29,6 +30,12 @@ from bll.sending import message_shape
 from bll.twins import make_twin
 
 _FLOAT_BYTES = 4
+_RULES_OF_ROWS = {
+    Rule.PREDSIM,
+    Rule.DIRECT_FEEDBACK_ALIGNMENT,
+    Rule.TARGET_PROPAGATION,
+    Rule.SYNTHETIC_GRADIENTS,
+}
 
 
 def resolve(
@@ -50,6 +57,7 @@ def resolve(
     if config.batch_size > info.train_rows:
         rule = f"must be at most the {info.train_rows} training rows, got {config.batch_size}"
         raise InvalidConfig([Violation("batch_size", rule)])
+    _check_targets(config, info)
     user = None
     if network is None:
         config = replace(config, network=with_widths(config.network))
@@ -59,7 +67,7 @@ def resolve(
         config, auto = _with_user_network(config, user), ExecutorName.THREADS
         layers = user.layers()
     costs = _layer_costs(layers, info.input_shape)
-    cuts = _cuts(config, layers, costs, info.input_shape)
+    cuts = _cuts(config, layers, costs, info)
     steps_per_epoch = info.train_rows // config.batch_size
     resolved = replace(
         config,
@@ -75,7 +83,7 @@ def resolve(
     starts, ends = (0, *cuts), (*cuts, len(layers))
     right_shapes = [costs[end - 1].output_shape for end in ends[1:]]
     blocks = tuple(
-        _block_plan(resolved, layers, costs, start, end, info.input_shape, right_shape, len(info.class_names))
+        _block_plan(resolved, layers, costs, start, end, info, right_shape)
         for start, end, right_shape in zip(starts, ends, (*right_shapes, None), strict=True)
     )
     plan = Plan(
@@ -86,6 +94,7 @@ def resolve(
         steps_per_epoch=steps_per_epoch,
         dataset_digest=info.digest,
         warnings=_warnings(resolved, info.train_rows, steps_per_epoch),
+        target_shape=info.target_shape,
     )
     return plan if user is None else UserPlan(**vars(plan), network=user)
 
@@ -136,9 +145,22 @@ def balanced_cuts(costs: Sequence[float], num_blocks: int, exits: Sequence[float
     return tuple(reversed(cuts))
 
 
-def _cuts(
-    config: TrainingConfig, layers: Sequence[Layer], costs: Sequence[Cost], input_shape: tuple[int, ...]
-) -> tuple[int, ...]:
+def _check_targets(config: TrainingConfig, info: DataInfo) -> None:
+    """Raises InvalidConfig for what pairs a row's hidden values with one class, where a row has many."""
+    if not info.target_shape:
+        return
+    where, found = f"for targets of shape {list(info.target_shape)}", []
+    if config.rule in _RULES_OF_ROWS:
+        found.append(
+            Violation("rule", f"must be one that needs no class of the whole row {where}, got '{config.rule}'")
+        )
+    if config.loss.similarity:
+        found.append(Violation("loss.similarity", f"must be 0 {where}, got {config.loss.similarity:g}"))
+    if found:
+        raise InvalidConfig(found)
+
+
+def _cuts(config: TrainingConfig, layers: Sequence[Layer], costs: Sequence[Cost], info: DataInfo) -> tuple[int, ...]:
     blocks, architecture, num_layers = config.blocks, config.network.architecture, len(layers)
     if blocks.num_blocks > num_layers:
         rule = f"must be between 1 and {num_layers} (the layers of this {architecture!r}), got {blocks.num_blocks}"
@@ -158,14 +180,12 @@ def _cuts(
         case Balance.ACTIVATION_BYTES:
             weights = [cost.activation_bytes for cost in costs]
         case Balance.MEASURED_TIME:
-            times = _step_times(config, layers, costs, input_shape)
+            times = _step_times(config, layers, costs, info)
             return balanced_cuts(times.layers_s, blocks.num_blocks, times.readouts_s)
     return balanced_cuts(weights, blocks.num_blocks)
 
 
-def _step_times(
-    config: TrainingConfig, layers: Sequence[Layer], costs: Sequence[Cost], input_shape: tuple[int, ...]
-) -> StepTimes:
+def _step_times(config: TrainingConfig, layers: Sequence[Layer], costs: Sequence[Cost], info: DataInfo) -> StepTimes:
     """Times of every layer, and of the readout of its output if a block ended with it.
 
     Twin and loss take the same time in every block with the same units: they are left out.
@@ -177,10 +197,13 @@ def _step_times(
         for end, cost in enumerate(costs, start=1):
             try:
                 next_layer = layers[end].build() if _copies_next_layer(config, layers, end) else None
-                readouts.append(make_readout(cost.output_shape, family, config.latent, next_layer))
+                readout = make_readout(
+                    cost.output_shape, family, config.latent, next_layer, target_shape=info.target_shape
+                )
+                readouts.append(readout)
             except InvalidConfig:  # no block can end here
                 readouts.append(None)
-        return step_times(modules, readouts, input_shape, config.batch_size)
+        return step_times(modules, readouts, info.input_shape, config.batch_size)
 
 
 def _copies_next_layer(config: TrainingConfig, layers: Sequence[Layer], end: int) -> bool:
@@ -227,26 +250,25 @@ def _block_plan(
     costs: Sequence[Cost],
     start: int,
     end: int,
-    input_shape: tuple[int, ...],
+    info: DataInfo,
     right_shape: tuple[int, ...] | None,
-    num_classes: int,
 ) -> BlockPlan:
     """The plan of layers `start` to `end`; `right_shape` is the next block's output's."""
     family, output_shape = make_family(config.latent), costs[end - 1].output_shape
-    received = message_shape(costs[start - 1].output_shape, family, config.latent) if start else input_shape
+    received = message_shape(costs[start - 1].output_shape, family, config.latent) if start else info.input_shape
     chained = config.backward.twin is TwinName.CHAIN and right_shape is not None
     with torch.device("meta"):
         next_layer = layers[end].build().to("meta") if _copies_next_layer(config, layers, end) else None
-        readout = make_readout(output_shape, family, config.latent, next_layer)
+        readout = make_readout(output_shape, family, config.latent, next_layer, target_shape=info.target_shape)
         right_units = latent_units(right_shape, config.latent) if chained and right_shape else None
-        twin = make_twin(num_classes, family, readout.units, right_units=right_units)
+        twin = make_twin(len(info.class_names), family, readout.units, right_units=right_units)
     own = [*costs[start:end], measure(readout, output_shape)]
     return BlockPlan(
         first_layer=start,
         layers=tuple(layer.name for layer in layers[start:end]),
         parameters=sum(cost.parameters for cost in own)
         + sum(p.numel() for p in twin.parameters())
-        + _credit_parameters(config.rule, layers[start:end], received, num_classes),
+        + _credit_parameters(config.rule, layers[start:end], received, len(info.class_names)),
         flops=sum(cost.flops for cost in own),
         output_shape=output_shape,
         activation_bytes=math.prod(received) * _FLOAT_BYTES + sum(cost.activation_bytes for cost in own),

@@ -1,5 +1,6 @@
 """The outcome of resolving a config: what will be trained, block by block. Torch is not imported here."""
 
+import math
 from dataclasses import dataclass
 
 from bll.config import TrainingConfig
@@ -39,6 +40,8 @@ class Plan:
     dataset_digest: str
     """SHA-256 of the data set's content, in hex."""
     warnings: tuple[str, ...] = ()
+    target_shape: tuple[int, ...] = ()
+    """Shape of one sample's target: () = one class, (T,) = a class for each position, (H, W) = one for each pixel."""
 
     @property
     def num_blocks(self) -> int:
@@ -54,6 +57,11 @@ class Plan:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def num_sites(self) -> int:
+        """Classes to predict of each sample: 1, or the positions of its target."""
+        return math.prod(self.target_shape)
 
     @property
     def total_steps(self) -> int:

@@ -1,6 +1,6 @@
 """How a block fares: sums over steps that cost next to nothing, reported a few times an epoch.
 
-Shapes: B batch, C classes, P natural parameters per unit, D units.
+Shapes: B batch (sites: rows, or the positions of their targets), C classes, P natural parameters per unit, D units.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ProgressMeter:
             self.loss += local.loss_B.mean()
             self.correct += (local.log_probs_BC.argmax(1) == targets_B).sum()
         self.steps += 1
-        self.rows += len(targets_B)
+        self.sites += len(targets_B)
 
     def waited(self, seconds: float) -> None:
         """Count time spent waiting for a neighbour."""
@@ -73,11 +73,11 @@ class ProgressMeter:
             step=step,
             loss_nats=float(self.loss) / self.steps,
             kl_nats=float(kl_B.mean()),
-            accuracy=int(self.correct) / self.rows,
+            accuracy=int(self.correct) / self.sites,
             posterior_variance=float(posterior.variance_BD.mean()),
             agreement=float(agreement_B.mean()),
             mixing=mixing,
-            samples_per_s=self.rows / seconds,
+            samples_per_s=self.sites / self.plan.num_sites / seconds,
             wait_s=self.wait_s,
         )
         self._clear()
@@ -91,6 +91,6 @@ class ProgressMeter:
     def _clear(self) -> None:
         self.loss = torch.zeros(())
         self.correct = torch.zeros((), dtype=torch.int64)
-        self.steps = self.rows = 0
+        self.steps = self.sites = 0
         self.wait_s = 0.0
         self.restart_clock()

@@ -17,6 +17,7 @@ from bll.choices import FamilyName, ReadoutName
 from bll.config import LatentConfig
 from bll.errors import InvalidConfig, Violation
 from bll.families import Family
+from bll.sites import site_layers
 
 _HIDDEN_LAYERS = {
     ReadoutName.LINEAR: 0,
@@ -129,13 +130,34 @@ class IdentityReadout(Readout):
         return hidden.flatten(1).unsqueeze(1) * self.scale.view(shape) + self.shift.view(shape)
 
 
+class SiteReadout(Readout):
+    """A latent for each position of a target, (B * positions, P, D) of a batch of B, as `bll.sites` lays them out."""
+
+    def __init__(
+        self, input_shape: tuple[int, ...], family: Family, config: LatentConfig, target_shape: tuple[int, ...]
+    ) -> None:
+        super().__init__(family, config.units)
+        self.layers = site_layers(input_shape, target_shape, family.num_parameters * config.units, config)
+
+    def raw(self, hidden: Tensor) -> Tensor:
+        return torch.unflatten(self.layers(hidden), 1, (self.family.num_parameters, self.units))
+
+
 def make_readout(
-    input_shape: tuple[int, ...], family: Family, config: LatentConfig, next_layer: nn.Module | None = None
+    input_shape: tuple[int, ...],
+    family: Family,
+    config: LatentConfig,
+    next_layer: nn.Module | None = None,
+    *,
+    target_shape: tuple[int, ...] = (),
 ) -> Readout:
-    """The readout of a block whose output has `input_shape`. Raises InvalidConfig if it cannot have that readout.
+    """The readout of a block whose output has `input_shape`. Raises InvalidConfig if it cannot have that readout, or
+    lacks the positions of targets of `target_shape`.
 
     `next_layer` is for `next_layer`, which the last block, where there is none, has without.
     """
+    if target_shape:
+        return SiteReadout(input_shape, family, config, target_shape)
     if next_layer is not None:
         return NextLayerReadout(input_shape, next_layer, family, config)
     if config.readout is ReadoutName.IDENTITY:

@@ -68,7 +68,10 @@ class LabelledPosterior(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Everything that the network says of a batch. Probabilities and variances, in natural units; entropies in nats."""
+    """Everything that the network says of a batch. Probabilities and variances, in natural units; entropies in nats.
+
+    Shapes are those of targets of one class; `of_samples` tells those of targets with positions.
+    """
 
     probabilities: Tensor
     """The uniform mixture of the exits, shape (B, C): the training loss bounds its likelihood."""
@@ -152,6 +155,30 @@ def mixture(exits_BNC: Tensor) -> Mixture:
         entropy=entropy_B,
         exit_disagreement=entropy_B - _entropy(exits_BNC).mean(-1),
     )
+
+
+def of_samples(prediction: Prediction, target_shape: tuple[int, ...]) -> Prediction:
+    """`prediction`, whose rows are sites, by sample: what is said of the target has its shape, (B, *target_shape, ...)
+    with the exits first; the variances of latents are means over the sites.
+    """
+    if not target_shape:
+        return prediction
+    fields = {name: values.unflatten(0, (-1, *target_shape)) for name, values in prediction._asdict().items()}
+    for name in fields.keys() - _OF_TARGETS:
+        fields[name] = fields[name].flatten(1, len(target_shape)).mean(1)
+    fields["exit_probabilities"] = fields["exit_probabilities"].movedim(-2, 1)
+    return Prediction(**fields)
+
+
+_OF_TARGETS = {
+    "probabilities",
+    "product_probabilities",
+    "exit_probabilities",
+    "output_variance",
+    "entropy",
+    "exit_disagreement",
+}
+"""Fields of a prediction that are about its target; the others are about latents."""
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def wire(
     for blocks in workers[:-1]:
         last = blocks[-1]
         message = math.prod(message_shape(plan.blocks[last].output_shape, family, config.latent))
-        scalars = batch * (message + (last + 1) * plan.num_classes)
+        scalars = batch * (message + (last + 1) * plan.num_sites * plan.num_classes)
         rightward.append(make_channel(config.executor.messages_in_flight, 4 * scalars))
         if carried(config):
             # At most delay + 1 versions wait while their block is ahead, and one is on its way at each end.

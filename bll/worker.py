@@ -157,7 +157,7 @@ class BlockWorker:
         """Everything before the gradient: msg_{k-1}(t) received, msg_k(t) sent, L_k computed."""
         epoch, config = step // self.plan.steps_per_epoch, self.config
         rows = self._rows(epoch, step % self.plan.steps_per_epoch)
-        targets_B = self.train_targets[rows]
+        targets_B = self.train_targets[rows].flatten()  # from here on, B counts sites: rows, or their positions
         received = self._training_inputs(step, rows) if self.is_first else self._take(Kind.TRAIN, step)[0]
         right = self.right.at(step)
         block, sender = self.block, self.sender
@@ -247,9 +247,9 @@ class BlockWorker:
             self.links.outbox.send(Packet(Kind.EVALUATE, epoch, batch, (message, exits_KBC)))
             return
         if batch == 0:
-            self.evaluation = EvaluationMeter("validation", self.plan.num_blocks, self.plan.num_classes)
+            self.evaluation = EvaluationMeter("validation", self.plan)
         assert self.evaluation is not None
-        self.evaluation.add(exits_KBC.numpy(), self.validation_targets[span].numpy())
+        self.evaluation.add(exits_KBC.numpy(), self.validation_targets[span].flatten().numpy())
         if batch == self.num_validation_batches - 1:
             self.links.emit(self.evaluation.evaluation(epoch, step))
 

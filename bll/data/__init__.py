@@ -3,6 +3,7 @@
 fashion-mnist, mnist   published idx files: found on the machine, else downloaded    mnist.py
 cifar-10               the published archive: found on the machine, else downloaded  cifar.py
 digits                 comes with scikit-learn                                       digits.py
+reversal               sequences and their reversal, made here                       reversal.py
 npz                    a user's own arrays                                           npz.py
 images                 a user's own folder of PNG and JPEG files                     images.py
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bll.config import DataConfig
-from bll.data import cifar, digits, images, mnist, npz
+from bll.data import cifar, digits, images, mnist, npz, reversal
 from bll.data.batches import as_float, epoch_order, statistics
 from bll.data.dataset import Content, DataInfo, Dataset, Split, check_augmentation, split, split_rows
 from bll.errors import InvalidConfig, Violation
@@ -40,7 +41,7 @@ _PUBLISHED: dict[str, mnist.IdxSet | cifar.BinarySet] = {
     cifar.CIFAR_10.name: cifar.CIFAR_10,
 }
 
-NAMES = (*_PUBLISHED, "digits", "npz", "images")
+NAMES = (*_PUBLISHED, "digits", "reversal", "npz", "images")
 """What `DataConfig.name` may be."""
 
 
@@ -63,7 +64,7 @@ def describe(config: DataConfig, seed: int, root: Path | None = None) -> DataInf
     published = _PUBLISHED.get(config.name)
     summary = published.summary(root) if published else _content(config, seed, root).summary()
     train_rows, validation_rows = split_rows(config, summary.rows)
-    check_augmentation(config, summary.input_shape)
+    check_augmentation(config, summary.input_shape, summary.target_shape)
     return DataInfo(
         input_shape=summary.input_shape,
         class_names=summary.class_names,
@@ -72,6 +73,7 @@ def describe(config: DataConfig, seed: int, root: Path | None = None) -> DataInf
         test_rows=summary.test_rows,
         digest=summary.digest,
         is_image=len(summary.input_shape) == 3,
+        target_shape=summary.target_shape,
     )
 
 
@@ -80,6 +82,8 @@ def _content(config: DataConfig, seed: int, root: Path | None) -> Content:
         return published.read(root)
     if config.name == "digits":
         return digits.read(seed)
+    if config.name == "reversal":
+        return reversal.read()
     if config.name == "npz":
         return npz.read(_user_path(config.path, "file", root), config.path)
     if config.name == "images":

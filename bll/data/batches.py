@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,8 @@ def as_float(inputs: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.floa
 
 
 def statistics(split: Split) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation of the inputs after `as_float`: per channel of images, else per feature.
+    """Mean and standard deviation of the inputs after `as_float`: per channel of images, else per feature (which the
+    positions of a sequence share).
 
     A feature that does not vary beyond float32's rounding gets 1 as its deviation, so that dividing by it is safe.
     """
@@ -53,9 +55,9 @@ def _byte_moments(images_BCHW: NDArray[Any]) -> tuple[NDArray[np.float64], NDArr
 
 def _float_moments(inputs: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Two passes in float64: a single pass loses small deviations beside a large mean."""
-    axes = (0, 2, 3) if inputs.ndim == 4 else (0,)
+    axes = {2: (0,), 3: (0, 1), 4: (0, 2, 3)}[inputs.ndim]
     shape = (-1, 1, 1) if inputs.ndim == 4 else (-1,)
-    count = inputs.size // inputs.shape[1]
+    count = math.prod(inputs.shape[axis] for axis in axes)
     mean = np.sum([chunk.sum(axis=axes, dtype=np.float64) for chunk in _chunks(inputs)], axis=0) / count
     centre = mean.reshape(shape)
     variance = np.sum([((chunk - centre) ** 2).sum(axis=axes) for chunk in _chunks(inputs)], axis=0) / count

@@ -28,9 +28,9 @@ class Split:
     """Inputs and targets, row by row."""
 
     inputs: NDArray[np.uint8] | NDArray[np.float32]
-    """uint8 images or float32 images [rows, C, H, W], or float32 vectors [rows, F]."""
+    """uint8 images or float32 images [rows, C, H, W], float32 sequences [rows, T, F], or float32 vectors [rows, F]."""
     targets: NDArray[np.int64]
-    """Class of each row, [rows]."""
+    """Class of each row, [rows], of each position, [rows, T], or of each pixel, [rows, H, W]."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -53,6 +53,10 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         return self.train.inputs.shape[1:]
 
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        return self.train.targets.shape[1:]
+
 
 @dataclass(frozen=True)
 class DataInfo:
@@ -65,6 +69,8 @@ class DataInfo:
     test_rows: int
     digest: str
     is_image: bool
+    target_shape: tuple[int, ...]
+    """() = one class a row; else its positions, (T,), or pixels, (H, W)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Summary:
     test_rows: int
     class_names: tuple[str, ...]
     digest: str
+    target_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,8 @@ class Content:
     digest: str
 
     def summary(self) -> Summary:
-        shape = self.train.inputs.shape[1:]
-        return Summary(shape, len(self.train), len(self.test), self.class_names, self.digest)
+        inputs, targets = (array.shape[1:] for array in (self.train.inputs, self.train.targets))
+        return Summary(inputs, len(self.train), len(self.test), self.class_names, self.digest, targets)
 
 
 class Draw(IntEnum):
@@ -130,7 +137,7 @@ def split_rows(config: DataConfig, rows: int) -> tuple[int, int]:
 def split(content: Content, config: DataConfig, seed: int) -> Dataset:
     """`content` with validation rows set aside: the first of a seeded permutation; the next are for training."""
     train_rows, validation_rows = split_rows(config, len(content.train))
-    check_augmentation(config, content.train.inputs.shape[1:])
+    check_augmentation(config, content.train.inputs.shape[1:], content.train.targets.shape[1:])
     order = permutation(len(content.train), seed, Draw.VALIDATION)
     return Dataset(
         name=config.name,
@@ -142,13 +149,17 @@ def split(content: Content, config: DataConfig, seed: int) -> Dataset:
     )
 
 
-def check_augmentation(config: DataConfig, input_shape: tuple[int, ...]) -> None:
-    """Raise InvalidConfig where rows of `input_shape` are no images but are to be augmented as such."""
-    if config.augmentation is not Augmentation.NONE and len(input_shape) != 3:
-        raise _invalid(
-            "augmentation",
-            f"must be 'none' for rows of shape {list(input_shape)}, which are no images, got '{config.augmentation}'",
-        )
+def check_augmentation(config: DataConfig, input_shape: tuple[int, ...], target_shape: tuple[int, ...]) -> None:
+    """Raise InvalidConfig where rows are to be augmented that are no images, or whose targets would have to follow."""
+    if config.augmentation is Augmentation.NONE:
+        return
+    if len(input_shape) != 3:
+        why = f"rows of shape {list(input_shape)}, which are no images"
+    elif target_shape:
+        why = f"targets of shape {list(target_shape)}, which would not move with their pixels"
+    else:
+        return
+    raise _invalid("augmentation", f"must be 'none' for {why}, got '{config.augmentation}'")
 
 
 def take(rows: Split, indices: NDArray[np.int64]) -> Split:

@@ -250,6 +250,8 @@ class JobPlan:
     dataset_digest: str
     warnings: tuple[str, ...]
     """What is allowed but probably not meant."""
+    target_shape: tuple[int, ...]
+    """Shape of one sample's target; empty for one class a sample."""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,14 @@ SPECS: dict[str, dict[str, Any]] = {
         "network": {"architecture": "mlp", "widths": [16, 16, 16], "dropout": 0.2},
     },
     "synthetic_gradients": {"rule": "synthetic_gradients", "network": {"architecture": "mlp", "widths": [16, 16]}},
+    "transformer_of_sequences": {
+        "data": {"name": "reversal", "train_rows": 300, "validation_rows": 40},
+        "network": {"architecture": "transformer", "widths": [8] * 4, "heads": 2, "dropout": 0.1},
+        "blocks": {"num_blocks": 2},
+        "latent": {"units": 4, "readout_units": 8},
+        "backward": {"twin": "chain", "delay_steps": 2},
+        "batch_size": 50,
+    },
     "two_threads_a_block": {
         "network": {"widths": [4, 8]},
         "blocks": {"num_blocks": 2},
@@ -182,6 +190,7 @@ def test_weights_are_bit_identical_to_the_sequential_loop(
         "next_layer_dropout_cnn",
         "next_layer_chain_overlapping_pairs",
         "target_propagation_dropout",
+        "transformer_of_sequences",
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(

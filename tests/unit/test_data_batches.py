@@ -51,7 +51,10 @@ def test_byte_images_have_the_statistics_of_their_scaled_channels(shape: tuple[i
     np.testing.assert_allclose(std, scaled.std(axis=(0, 2, 3)), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("shape", "axes"), [((40, 7), (0,)), ((9000, 600), (0,)), ((40, 3, 5, 4), (0, 2, 3))])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((40, 7), (0,)), ((9000, 600), (0,)), ((40, 3, 5, 4), (0, 2, 3)), ((40, 5, 7), (0, 1)), ((300, 128, 128), (0, 1))],
+)
 def test_float_inputs_have_the_statistics_of_their_features_or_channels(
     shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> None:

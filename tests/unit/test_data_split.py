@@ -57,7 +57,7 @@ def test_fewer_training_rows_leave_validation_as_it_was() -> None:
         (DataConfig(name="digits", validation_rows=1442), "data.validation_rows: must leave .* 1442 .*, got 1442"),
         (
             DataConfig(name="imagenet"),
-            "data.name: must be one of fashion-mnist, mnist, cifar-10, digits, npz, images, got 'imagenet'",
+            "data.name: must be one of fashion-mnist, mnist, cifar-10, digits, reversal, npz, images, got 'imagenet'",
         ),
     ],
 )

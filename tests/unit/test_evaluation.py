@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, log_loss
 
-from bll.evaluation import BINS, ScoreMeter
+from bll.evaluation import BINS, ScoreMeter, class_iou, confusion, mean_iou
 from bll.events import Scores
 
 
@@ -101,3 +101,24 @@ def test_what_is_not_a_number_stays_visible() -> None:
 def test_no_rows_have_no_scores() -> None:
     with pytest.raises(ValueError, match="no rows"):
         ScoreMeter(3).scores()
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_intersection_over_union_matches_scikit_learn(classes: int) -> None:
+    generator = np.random.default_rng(2)
+    targets, predicted = generator.integers(0, classes, (2, 6, 4, 4))
+    counts_CC = confusion(predicted, targets, classes)
+    np.testing.assert_array_equal(counts_CC, confusion_matrix(targets.ravel(), predicted.ravel()))
+    expected_C = jaccard_score(targets.ravel(), predicted.ravel(), average=None)
+    np.testing.assert_allclose(class_iou(counts_CC), expected_C)
+    assert mean_iou(counts_CC) == pytest.approx(expected_C.mean())
+
+
+def test_a_class_neither_there_nor_predicted_has_no_part_in_the_mean() -> None:
+    # Class 0: 1 of 2; class 1: 1 of 2; class 2: absent; class 3: predicted but never there, 0 of 1.
+    counts_CC = confusion(np.array([0, 1, 3]), np.array([0, 1, 1]), 4)
+    np.testing.assert_array_equal(class_iou(counts_CC), [1, 0.5, np.nan, 0])
+    expected = jaccard_score([0, 1, 1], [0, 1, 3], average="macro")
+    assert mean_iou(counts_CC) == pytest.approx(expected) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="no rows"):
+        mean_iou(np.zeros((3, 3), int))

@@ -162,7 +162,7 @@ def test_backprop_is_one_block() -> None:
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
-        ({"network": {"architecture": "vgg"}}, "network.architecture", "resnet50, got 'vgg'"),
+        ({"network": {"architecture": "vgg"}}, "network.architecture", "resnet50, transformer, got 'vgg'"),
         ({"network": {"widths": [2, 4, 8, 16, 32]}}, "network.architecture", "8x8"),
         ({"network": {"widths": [2]}, "blocks": {"num_blocks": 3}}, "blocks.num_blocks", "between 1 and 2"),
         ({"network": {"widths": [2]}, "blocks": {"num_blocks": 2, "cuts": [2]}}, "blocks.cuts", "below 2"),

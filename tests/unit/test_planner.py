@@ -29,6 +29,19 @@ def test_a_planner_that_died_is_started_again_and_one_that_was_closed_is_not(tmp
         planner.plan(SMALL)
 
 
+def test_targets_with_positions_are_refused_by_the_name_of_their_data(tmp_path: Path) -> None:
+    planner = Planner(tmp_path)
+    network = NetworkConfig(architecture="transformer", widths=(8, 8))
+    with pytest.raises(
+        InvalidRequest, match=r"one class a row: .* got 'reversal' with targets of shape \[16\]"
+    ) as caught:
+        planner.plan(
+            TrainingConfig(data=DataConfig(name="reversal"), network=network, blocks=BlocksConfig(num_blocks=2))
+        )
+    assert [v.field for v in caught.value.violations] == ["job.spec.data.name"]
+    planner.close()
+
+
 def test_a_plan_that_takes_too_long_is_refused(tmp_path: Path) -> None:
     planner = Planner(tmp_path, timeout_s=0.01)  # torch alone takes longer
     with pytest.raises(InvalidRequest, match=r"job\.spec: must be plannable"):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from bll.config import TrainingConfig
+from bll.config import LossConfig, TrainingConfig
 from bll.errors import Diverged
-from bll.losses import LocalLoss
+from bll.families import Bernoulli
+from bll.losses import LocalLoss, Objective
 from bll.plan import Plan
 from bll.progress import ProgressMeter
+from bll.twins import ClassTable
 
 
-def meter(steps_per_epoch: int) -> ProgressMeter:
-    plan = Plan(TrainingConfig(), (), (1, 8, 8), ("a", "b"), steps_per_epoch, "")
+def meter(steps_per_epoch: int, target_shape: tuple[int, ...] = ()) -> ProgressMeter:
+    plan = Plan(TrainingConfig(), (), (1, 8, 8), ("a", "b"), steps_per_epoch, "", target_shape=target_shape)
     return ProgressMeter(2, plan)
 
 
@@ -29,6 +33,22 @@ def meter(steps_per_epoch: int) -> ProgressMeter:
 def test_a_block_reports_ten_times_an_epoch_and_at_its_end(steps_per_epoch: int, expected: list[int]) -> None:
     found = meter(steps_per_epoch)
     assert [step for step in range(1, expected[-1] + 1) if found.is_due(step)] == expected
+
+
+@pytest.mark.parametrize("target_shape", [(), (3,)])
+def test_throughput_counts_rows_and_accuracy_counts_sites(
+    target_shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.monotonic", iter([0.0, 2.0, 2.0]).__next__)
+    found = meter(10, target_shape)
+    sites = 4 * math.prod(target_shape)
+    targets = torch.arange(sites) % 2
+    alpha, table = torch.zeros(sites, 1, 5), ClassTable(torch.zeros(2, 1, 5), torch.tensor([1.0, 0.0]))
+    objective = Objective(Bernoulli(), LossConfig())
+    found.add(objective.loss(alpha, table, targets, 1.0), targets)
+    report = found.report(1, objective, alpha, table, targets, 1.0)
+    assert report.samples_per_s == 4 / 2.0
+    assert report.accuracy == 0.5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -608,6 +608,7 @@ class JobPlan(_message.Message):
     STEPS_PER_EPOCH_FIELD_NUMBER: _builtins.int
     DATASET_DIGEST_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    TARGET_SHAPE_FIELD_NUMBER: _builtins.int
     steps_per_epoch: _builtins.int
     dataset_digest: _builtins.str
     """dataset_digest is the SHA-256 of the data set, in hex."""
@@ -623,6 +624,10 @@ class JobPlan(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """warnings name what is allowed but probably not meant."""
 
+    @_builtins.property
+    def target_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """target_shape is the shape of one sample's target; empty for one class a sample, as served jobs have."""
+
     def __init__(
         self,
         *,
@@ -632,10 +637,11 @@ class JobPlan(_message.Message):
         steps_per_epoch: _builtins.int = ...,
         dataset_digest: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        target_shape: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "class_names", b"class_names", "dataset_digest", b"dataset_digest", "input_shape", b"input_shape", "steps_per_epoch", b"steps_per_epoch", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "class_names", b"class_names", "dataset_digest", b"dataset_digest", "input_shape", b"input_shape", "steps_per_epoch", b"steps_per_epoch", "target_shape", b"target_shape", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,6 +61,7 @@ class Planner:
         if "fault" in answer:
             raise RuntimeError(f"the planner failed: {answer['fault']}")
         plan = plan_from_json(answer["plan"])
+        _check_targets(plan)
         _check_memory(plan)
         return plan
 
@@ -104,6 +105,14 @@ class Planner:
         return subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
+
+
+def _check_targets(plan: Plan) -> None:
+    """Raises InvalidRequest for targets whose predictions the service has no messages for."""
+    if plan.target_shape:
+        rule = "must be a data set with one class a row: predictions of more are not served, bll.fit trains them"
+        received = f"got {plan.config.data.name!r} with targets of shape {list(plan.target_shape)}"
+        raise InvalidRequest(Violation("job.spec.data.name", f"{rule}; {received}"))
 
 
 def _check_memory(plan: Plan) -> None:

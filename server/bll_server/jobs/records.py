@@ -100,7 +100,7 @@ def plan_from_json(text: str) -> Plan:
         BlockPlan(**{**block, "layers": tuple(block["layers"]), "output_shape": tuple(block["output_shape"])})
         for block in values["blocks"]
     )
-    lists = {name: tuple(values[name]) for name in ("input_shape", "class_names", "warnings")}
+    lists = {name: tuple(values[name]) for name in ("input_shape", "class_names", "warnings", "target_shape")}
     config = from_dict(TrainingConfig, values["config"])
     return Plan(**{**values, **lists, "config": config, "blocks": tuple(blocks)})
 
