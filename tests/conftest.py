@@ -69,6 +69,8 @@ def _export_model(
         "output_variance": (-1,),
         "entropy": (-1,),
         "exit_disagreement": (-1,),
+        "calibrated_probabilities": (-1, num_classes),
+        "ood_score": (-1,),
     }
     constants: dict[str, np.ndarray[Any, np.dtype[Any]]] = {
         "weights": generator.normal(size=(math.prod(input_shape), num_blocks * num_classes)).astype(np.float32),
@@ -97,6 +99,8 @@ def _export_model(
         *_entropy("exit_probabilities", "exit_entropies"),
         helper.make_node("ReduceMean", ["exit_entropies", "classes"], ["exit_entropy"], keepdims=0),
         helper.make_node("Sub", ["entropy", "exit_entropy"], ["exit_disagreement"]),
+        helper.make_node("Softmax", ["probabilities"], ["calibrated_probabilities"], axis=-1),
+        helper.make_node("ReduceMax", ["probabilities", "classes"], ["ood_score"], keepdims=0),
     ]
     free = ["rows"]
     graph = helper.make_graph(

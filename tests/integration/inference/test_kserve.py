@@ -31,6 +31,8 @@ OUTPUTS = [
     "output_variance",
     "entropy",
     "exit_disagreement",
+    "calibrated_probabilities",
+    "ood_score",
 ]
 
 
