@@ -10,7 +10,7 @@ shuffled images, digits), mean AUROC 0.98: the latent's mean parameters as featu
 0.89, the largest probability 0.75. The distance relative to that of one Gaussian for all rows (Ren et al. 2021) gave
 the same under a strong shrinkage and failed under a weak one; the mean over boundaries gave the same as the largest.
 
-Shapes: B batch, C classes, F features, G whitened features, S segments of a lookup. Everything is products with
+Shapes: B batch, C classes, F features, S segments of a lookup. Everything is products with
 constants, so that a graph holds it.
 """
 
@@ -36,54 +36,62 @@ _MAX_FEATURES = 512
 _NORMAL_SCORES = np.arange(-3.0, 3.25, 0.5)
 """Where quantiles of the training rows are kept; between them a lookup is linear, and beyond them too."""
 _LARGEST = 1e15
-"""Of a whitened feature: its square has room in float32, so that no input makes the score NaN."""
+"""Of a feature, whitened or not: products and squares of such have room in float32, so that no score is NaN."""
 
 
 class Features(nn.Module):
     """The features of one boundary, shape (B, F), from a block's output."""
 
-    def __init__(self, output_shape: tuple[int, ...]) -> None:
+    directions: Tensor
+
+    def __init__(self, output_shape: tuple[int, ...], seed: int) -> None:
         super().__init__()
         self.pool: nn.Module = nn.Identity()
         if len(output_shape) == 3:
-            height, width = output_shape[1:]
-            self.pool = GridPool((height, width), (min(_GRID, height), min(_GRID, width)))
+            channels, height, width = output_shape
+            grid = (min(_GRID, height), min(_GRID, width))
+            self.pool = GridPool((height, width), grid)
+            output_shape = (channels, *grid)
+        pooled = math.prod(output_shape)
+        self.is_projected = pooled > _MAX_FEATURES
+        if self.is_projected:
+            draws = np.random.default_rng(seed).normal(size=(pooled, _MAX_FEATURES)) / math.sqrt(pooled)
+            self.register_buffer("directions", torch.from_numpy(draws).float())
 
     def forward(self, output: Tensor) -> Tensor:
         pooled: Tensor = self.pool(output)
-        return pooled.flatten(1)
+        features_BF = pooled.flatten(1).clamp(-_LARGEST, _LARGEST)
+        return features_BF @ self.directions if self.is_projected else features_BF
 
 
 class ClassDistance(nn.Module):
     """Squared Mahalanobis distance to the nearest class mean, shape (B,)."""
 
     centre_F: Tensor
-    whitening_FG: Tensor
-    means_CG: Tensor
+    whitening_FF: Tensor
+    means_CF: Tensor
 
-    def __init__(
-        self, features_BF: NDArray[np.float64], targets_B: NDArray[np.integer], projection_FG: NDArray[np.float64]
-    ) -> None:
-        """Fitted to training rows after a projection; classes that have none are left out."""
+    def __init__(self, features_BF: NDArray[np.float64], targets_B: NDArray[np.integer]) -> None:
+        """Fitted to training rows; classes that have none are left out."""
         super().__init__()
         centre_F = features_BF.mean(0)
-        projected_BG = (features_BF - centre_F) @ projection_FG
+        centred_BF = features_BF - centre_F
         classes, index_B = np.unique(targets_B, return_inverse=True)
-        means_CG = np.stack([projected_BG[index_B == c].mean(0) for c in range(len(classes))])
-        covariance_GG = shrunk_covariance(projected_BG - means_CG[index_B])
-        whitening_GG = np.linalg.inv(np.linalg.cholesky(covariance_GG)).T
+        means_CF = np.stack([centred_BF[index_B == c].mean(0) for c in range(len(classes))])
+        covariance_FF = shrunk_covariance(centred_BF - means_CF[index_B])
+        whitening_FF = np.linalg.inv(np.linalg.cholesky(covariance_FF)).T
         for name, values in (
             ("centre_F", centre_F),
-            ("whitening_FG", projection_FG @ whitening_GG),
-            ("means_CG", means_CG @ whitening_GG),
+            ("whitening_FF", whitening_FF),
+            ("means_CF", means_CF @ whitening_FF),
         ):
             self.register_buffer(name, torch.from_numpy(values).float())
 
     def forward(self, features_BF: Tensor) -> Tensor:
-        white_BG = ((features_BF - self.centre_F) @ self.whitening_FG).clamp(-_LARGEST, _LARGEST)
-        # |u|^2 - 2 <u, m> + |m|^2: two matrix products, and no tensor of shape (B, C, G).
-        squares_BC = self.means_CG.square().sum(1) - 2 * white_BG @ self.means_CG.T
-        return (white_BG.square().sum(1) + squares_BC.amin(1)).clamp(min=0)
+        white_BF = ((features_BF - self.centre_F) @ self.whitening_FF).clamp(-_LARGEST, _LARGEST)
+        # |u|^2 - 2 <u, m> + |m|^2: two matrix products, and no tensor of shape (B, C, F).
+        squares_BC = self.means_CF.square().sum(1) - 2 * white_BF @ self.means_CF.T
+        return (white_BF.square().sum(1) + squares_BC.amin(1)).clamp(min=0)
 
 
 class NormalScore(nn.Module):
@@ -147,14 +155,15 @@ def fit_ood_score(
     gathered: list[list[Tensor]] = []
     for inputs in batches:
         outputs = blocks(inputs)
-        features = features or [Features(tuple(output.shape[1:])) for output in outputs]
+        features = features or [
+            Features(tuple(output.shape[1:]), derive(seed, "ood", index)) for index, output in enumerate(outputs)
+        ]
         gathered.append([own(output) for own, output in zip(features, outputs, strict=True)])
     distances, scores, largest_B = [], [], None
     for index in range(len(features)):
         rows_BF = torch.cat([parts[index] for parts in gathered])
-        projection_FG = _projection(rows_BF.shape[1], derive(seed, "ood", index))
         # Other rows make the quantiles than made the Gaussians, to which their own rows are nearer than new ones.
-        distance = ClassDistance(rows_BF[::2].double().numpy(), targets_B[::2], projection_FG)
+        distance = ClassDistance(rows_BF[::2].double().numpy(), targets_B[::2])
         distances_B = distance(rows_BF[1::2])
         scores.append(NormalScore(distances_B.numpy()))
         own_B = scores[-1](distances_B)
@@ -164,24 +173,17 @@ def fit_ood_score(
     return OodScore(features, distances, scores, NormalScore(largest_B.numpy()))
 
 
-def shrunk_covariance(residuals_BG: NDArray[np.float64]) -> NDArray[np.float64]:
+def shrunk_covariance(residuals_BF: NDArray[np.float64]) -> NDArray[np.float64]:
     """Covariance of centred rows, drawn towards a multiple of the identity by as much as their number asks for
     (Ledoit and Wolf 2004); never singular."""
-    rows, width = residuals_BG.shape
-    covariance_GG = residuals_BG.T @ residuals_BG / rows
-    scale = np.trace(covariance_GG) / width
-    square = (covariance_GG**2).sum()
+    rows, width = residuals_BF.shape
+    covariance_FF = residuals_BF.T @ residuals_BF / rows
+    scale = np.trace(covariance_FF) / width
+    square = (covariance_FF**2).sum()
     distance = square / width - scale**2
-    noise = (((residuals_BG**2).sum(1) ** 2).mean() - square) / (width * rows)
+    noise = (((residuals_BF**2).sum(1) ** 2).mean() - square) / (width * rows)
     shrinkage = min(noise, distance) / distance if distance > 0 else 0.0
     # A millionth of the scale where the formula asks for no shrinkage, and a bit where no feature varies at all.
     ridge = shrinkage * scale + 1e-6 * scale + 1e-12
-    result: NDArray[np.float64] = (1 - shrinkage) * covariance_GG + ridge * np.eye(width)
+    result: NDArray[np.float64] = (1 - shrinkage) * covariance_FF + ridge * np.eye(width)
     return result
-
-
-def _projection(features: int, seed: int) -> NDArray[np.float64]:
-    """(F, G): the identity, or random directions if there are too many features."""
-    if features <= _MAX_FEATURES:
-        return np.eye(features)
-    return np.random.default_rng(seed).normal(size=(features, _MAX_FEATURES)) / math.sqrt(features)

@@ -27,7 +27,7 @@ from bll.training import Training
 def config(**values: Any) -> TrainingConfig:
     base = {
         "data": {"name": "digits"},
-        "network": {"architecture": "mlp", "widths": [32, 32]},
+        "network": {"architecture": "mlp", "widths": [32, 600]},  # the second has its features projected
         "blocks": {"num_blocks": 2},
         "epochs": 6,
         "batch_size": 64,

@@ -50,7 +50,7 @@ def test_lookup_goes_on_rising_beyond_the_training_values() -> None:
 
 def test_distance_is_mahalanobis_to_the_nearest_class() -> None:
     values, targets = two_clouds(60)
-    distance = ClassDistance(values, targets, np.eye(5))
+    distance = ClassDistance(values, targets)
     means = np.stack([values[targets == c].mean(0) for c in range(2)])
     precision = np.linalg.inv(shrunk_covariance(values - means[targets]))
     expected = [min(mahalanobis(row, mean, precision) ** 2 for mean in means) for row in values * 3]
@@ -94,9 +94,10 @@ def test_one_boundary_that_finds_a_row_unlike_is_enough() -> None:
 
 
 @pytest.mark.parametrize("value", [1e20, 3e38, -3e38])
-def test_no_finite_input_makes_the_score_not_a_number(value: float) -> None:
-    score = fitted(lambda inputs: [inputs])
-    assert score([torch.full((2, 5), value)]).tolist() == [1.0, 1.0]
+@pytest.mark.parametrize("width", [1, 200])
+def test_no_finite_output_makes_the_score_not_a_number(value: float, width: int) -> None:
+    score = fitted(lambda inputs: [inputs.repeat(1, width)], rows=600)
+    assert score([torch.full((2, 5 * width), value)]).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("rows", [2, 3, 7])
@@ -111,7 +112,7 @@ def test_fitting_again_gives_the_same_bits_and_many_features_are_projected() -> 
         return [torch.sin(inputs @ torch.linspace(-1, 1, 5 * 600).reshape(5, 600))]
 
     first, second = fitted(wide, 1200), fitted(wide, 1200)
-    assert first.state_dict()["distances.0.whitening_FG"].shape == (600, 512)
+    assert first.state_dict()["features.0.directions"].shape == (600, 512)
     for name, tensor in first.state_dict().items():
         torch.testing.assert_close(tensor, second.state_dict()[name], rtol=0, atol=0)
 
@@ -119,5 +120,5 @@ def test_fitting_again_gives_the_same_bits_and_many_features_are_projected() -> 
 def test_features_of_images_are_their_means_over_a_grid() -> None:
     images = torch.randn(2, 3, 7, 2)
     expected = torch.nn.functional.adaptive_avg_pool2d(images, (3, 2)).flatten(1)
-    torch.testing.assert_close(Features((3, 7, 2))(images), expected)
-    torch.testing.assert_close(Features((3, 4))(torch.ones(2, 3, 4)), torch.ones(2, 12))
+    torch.testing.assert_close(Features((3, 7, 2), 0)(images), expected)
+    torch.testing.assert_close(Features((3, 4), 0)(torch.ones(2, 3, 4)), torch.ones(2, 12))
