@@ -2,7 +2,8 @@
 
 Keys are `x_train` and `y_train`, with `x_test` and `y_test` if there are test rows; or just `x` and `y`.
     x  uint8 or floating point: [rows, H, W] and [rows, H, W, C] with C 1 or 3 are images, [rows, F] are vectors
-    y  [rows]: whole numbers 0..K-1, or names (`str`), whose sorted order numbers the classes
+    y  [rows]: whole numbers 0..K-1, or names (`str`), whose sorted order numbers the classes; or [rows, H, W]: a class
+       for each pixel of an image; or [rows, T]: one for each position of a sequence, which x [rows, T, F] then is
 uint8 images are scaled to [0, 1] later, like those of the named data sets; all else is taken as it is.
 """
 
@@ -51,12 +52,16 @@ def read(path: Path, label: str) -> Content:
     has_test = "x_test" in arrays
     if has_test:
         _check_alike(arrays["x_test"], arrays[x_name], label)
+    _check_positions(arrays[x_name], arrays[y_name], f"{label}: {y_name}")
     y_train, class_names = _classes(arrays.pop(y_name), f"{label}: {y_name}")
     # `pop` leaves each stored array without an owner, so that a converted copy does not live beside it.
-    train = _split(_inputs(arrays.pop(x_name), f"{label}: {x_name}"), y_train, f"{label}: {y_name}")
+    train = _split(_inputs(arrays.pop(x_name), y_train.ndim, f"{label}: {x_name}"), y_train, f"{label}: {y_name}")
     if has_test:
+        if (found := arrays["y_test"].shape[1:]) != y_train.shape[1:]:
+            wanted = list(y_train.shape[1:])
+            raise DataError(f"{label}: y_test: must have rows of shape {wanted} as y_train has, got {list(found)}")
         y_test = _known(arrays.pop("y_test"), class_names, f"{label}: y_test")
-        test = _split(_inputs(arrays.pop("x_test"), f"{label}: x_test"), y_test, f"{label}: y_test")
+        test = _split(_inputs(arrays.pop("x_test"), y_test.ndim, f"{label}: x_test"), y_test, f"{label}: y_test")
     else:
         test = Split(train.inputs[:0].copy(), train.targets[:0].copy())  # a view would keep all rows alive
     digest = content_digest({"train": train, "test": test}, class_names)
@@ -110,14 +115,25 @@ def _check_header(header: _Header, key: str, what: str) -> None:
             raise DataError(f"{what}: must not hold Python objects (store names as numpy str, dtype 'U'), got {dtype}")
         if dtype.kind not in "iuU" or dtype.itemsize == 0:
             raise DataError(f"{what}: must hold whole numbers or str, got {dtype}")
-        if len(shape) != 1 or shape[0] < 1:
-            raise DataError(f"{what}: must have shape [rows], got {shape}")
+        if len(shape) not in (1, 2, 3) or min(shape) < 1:
+            raise DataError(f"{what}: must have shape [rows], [rows, T] or [rows, H, W], no size 0, got {shape}")
         return
     if dtype != np.uint8 and dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
         raise DataError(f"{what}: must be uint8, float16, float32 or float64, got {dtype}")
     if len(shape) not in (2, 3, 4) or min(shape) < 1 or (len(shape) == 4 and shape[3] not in (1, 3)):
         raise DataError(
             f"{what}: must have shape [rows, F], [rows, H, W] or [rows, H, W, C] with C 1 or 3, no size 0, got {shape}"
+        )
+
+
+def _check_positions(x: NDArray[Any], y: NDArray[Any], what: str) -> None:
+    """Labels of positions or pixels need an input that has them."""
+    positions, shape = y.shape[1:], list(x.shape)
+    if len(positions) == 1 and (x.ndim != 3 or x.shape[1:2] != positions):
+        raise DataError(f"{what}: shape {list(y.shape)} goes with x of shape [rows, {positions[0]}, F], got {shape}")
+    if len(positions) == 2 and (x.ndim < 3 or x.shape[1:3] != positions):
+        raise DataError(
+            f"{what}: shape {list(y.shape)} goes with images of {positions[0]}x{positions[1]} pixels, got x of {shape}"
         )
 
 
@@ -129,9 +145,9 @@ def _check_alike(x_test: NDArray[Any], x_train: NDArray[Any], label: str) -> Non
         raise DataError(f"{label}: x_test: must be of x_train's kind, {x_train.dtype}, got {x_test.dtype}")
 
 
-def _inputs(values: NDArray[Any], what: str) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """`values` channels first; float32 unless they are images in bytes."""
-    if values.ndim == 3:
+def _inputs(values: NDArray[Any], target_dims: int, what: str) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """`values` channels first; float32 unless they are images in bytes. Labels of two dimensions are of sequences."""
+    if values.ndim == 3 and target_dims != 2:
         values = values[:, None]
     elif values.ndim == 4:
         values = values.transpose(0, 3, 1, 2)
@@ -148,17 +164,17 @@ def _inputs(values: NDArray[Any], what: str) -> NDArray[np.uint8] | NDArray[np.f
 
 
 def _classes(labels: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Class of each row, and the names of the classes."""
+    """Class of each label, and the names of the classes."""
     if labels.dtype.kind == "U":
         names, codes = np.unique(labels, return_inverse=True)
         class_names = tuple(class_name(name, what) for name in _strings(names, what))
-        targets = codes.astype(np.int64)
+        targets = codes.reshape(labels.shape).astype(np.int64)
     else:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= MAX_CLASSES:
             raise DataError(f"{what}: must hold labels 0 to {MAX_CLASSES - 1}, got {low if low < 0 else high}")
         targets = labels.astype(np.int64)
-        missing = np.flatnonzero(np.bincount(targets) == 0)
+        missing = np.flatnonzero(np.bincount(targets.reshape(-1)) == 0)
         if len(missing):
             raise DataError(f"{what}: must hold every label from 0 to {high}, but no row has {missing[0]}")
         class_names = tuple(str(label) for label in range(high + 1))
@@ -168,14 +184,14 @@ def _classes(labels: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[
 
 
 def _known(labels: NDArray[Any], class_names: tuple[str, ...], what: str) -> NDArray[np.int64]:
-    """Class of each test row, among the classes of the training rows."""
+    """Class of each label of the test rows, among the classes of the training rows."""
     index = {name: code for code, name in enumerate(class_names)}
     found, codes = np.unique(labels, return_inverse=True)
     names = _strings(found, what) if labels.dtype.kind == "U" else [str(label) for label in found.tolist()]
     for name in names:
         if name not in index:
             raise DataError(f"{what}: must hold labels that training rows have, got {name[:MAX_NAME_LENGTH]!r}")
-    return np.array([index[name] for name in names], dtype=np.int64)[codes]
+    return np.array([index[name] for name in names], dtype=np.int64)[codes].reshape(labels.shape)
 
 
 def _strings(names: NDArray[Any], what: str) -> list[str]:

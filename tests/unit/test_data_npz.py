@@ -56,10 +56,11 @@ def refused_or_valid(path: Path) -> None:
     else:
         message = "mine.npz: read"
         inputs, targets = content.train.inputs, content.train.targets
-        assert inputs.ndim in (2, 4)
+        assert inputs.ndim == {1: inputs.ndim, 2: 3, 3: 4}[targets.ndim]
+        assert inputs.ndim in (2, 4) or targets.ndim == 2
         assert np.isfinite(inputs).all()
         assert len(inputs) == len(targets)
-        assert set(targets.tolist()) == set(range(len(content.class_names)))
+        assert set(targets.ravel().tolist()) == set(range(len(content.class_names)))
     assert message.startswith("mine.npz: ")
 
 
@@ -113,6 +114,27 @@ def test_names_number_the_classes_in_sorted_order(tmp_path: Path) -> None:
     assert content.test.targets.tolist() == [0, 1]
 
 
+def test_labels_of_positions_make_rows_sequences(tmp_path: Path) -> None:
+    x, y = np.arange(2 * 3 * 5).reshape(2, 3, 5), np.array([["b", "a", "b"], ["a", "a", "c"]])
+    for stored in (x.astype(np.uint8), x.astype(np.float64), np.asfortranarray(x, np.float32)):
+        path = save(tmp_path / "a.npz", x_train=stored, y_train=y, x_test=stored[:1], y_test=y[:1])
+        content = npz.read(path, "a.npz")
+        assert content.class_names == ("a", "b", "c")
+        assert content.train.inputs.dtype == np.float32
+        np.testing.assert_array_equal(content.train.inputs, x)
+        np.testing.assert_array_equal(content.train.targets, [[1, 0, 1], [0, 0, 2]])
+        np.testing.assert_array_equal(content.test.targets, [[1, 0, 1]])
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_labels_of_pixels_stay_with_their_pixels(tmp_path: Path, channels: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).integers(0, 2, (3, 4, 5, *channels)).astype(np.uint8)
+    y = x if not channels else x[..., 0]
+    content = npz.read(save(tmp_path / "a.npz", x=x, y=y), "a.npz")
+    np.testing.assert_array_equal(content.train.inputs[:, 0], content.train.targets)
+    assert content.summary().target_shape == (4, 5)
+
+
 def test_compression_does_not_change_the_digest_but_a_value_does(tmp_path: Path) -> None:
     x = np.ones((4, 3), np.float32)
     plain = npz.read(save(tmp_path / "a.npz", x=x, y=labels(4)), "a.npz")
@@ -123,6 +145,7 @@ def test_compression_does_not_change_the_digest_but_a_value_does(tmp_path: Path)
 
 
 X = np.zeros((4, 3), np.float32)
+SEQUENCES = np.zeros((4, 3, 5), np.float32)
 NAN = np.where(np.arange(12).reshape(4, 3) == 7, np.nan, 0.0)
 
 
@@ -133,7 +156,19 @@ NAN = np.where(np.arange(12).reshape(4, 3) == 7, np.nan, 0.0)
         ({"x": X, "y": labels(4), "z": X}, "must hold x and y, or .*, got 'x', 'y', 'z'"),
         ({"x_train": X, "y_train": labels(4), "x_test": X}, "got 'x_train', 'y_train', 'x_test'"),
         ({"x": X, "y": labels(3)}, "y: must have one label for each of the 4 rows, got 3"),
-        ({"x": X, "y": labels(4)[:, None]}, r"y: must have shape \[rows\], got \[4, 1\]"),
+        ({"x": X, "y": np.zeros((4, 2, 2, 2), int)}, r"y: must have shape \[rows\], .*, got \[4, 2, 2, 2\]"),
+        ({"x": X, "y": np.zeros((4, 0), int)}, r"y: must have shape \[rows\], .* no size 0, got \[4, 0\]"),
+        ({"x": X, "y": labels(4)[:, None]}, r"y: shape \[4, 1\] goes with x of shape \[rows, 1, F\], got \[4, 3\]"),
+        ({"x": SEQUENCES, "y": labels(8).reshape(4, 2)}, r"goes with x of shape \[rows, 2, F\], got \[4, 3, 5\]"),
+        ({"x": SEQUENCES, "y": labels(60).reshape(4, 5, 3)}, r"goes with images of 5x3 pixels, got x of \[4, 3, 5\]"),
+        ({"x": X, "y": labels(12).reshape(4, 3, 1)}, r"goes with images of 3x1 pixels, got x of \[4, 3\]"),
+        ({"x": SEQUENCES, "y": labels(12).reshape(4, 3) - 1}, "y: must hold labels 0 to 65535, got -1"),
+        ({"x": SEQUENCES, "y": labels(12).reshape(4, 3) * 2}, "y: must hold every label from 0 to 2, but no row has 1"),
+        ({"x": SEQUENCES, "y": labels(9).reshape(3, 3)}, "y: must have one label for each of the 4 rows, got 3"),
+        (
+            {"x_train": SEQUENCES, "y_train": labels(12).reshape(4, 3), "x_test": SEQUENCES, "y_test": labels(4)},
+            r"y_test: must have rows of shape \[3\] as y_train has, got \[\]",
+        ),
         ({"x": X, "y": labels(4).astype(np.float32)}, "y: must hold whole numbers or str, got float32"),
         ({"x": X, "y": labels(4).astype(bool)}, "y: must hold whole numbers or str, got bool"),
         ({"x": X, "y": np.array(["a", "b", "a", None], object)}, "y: must not hold Python objects"),
@@ -272,7 +307,7 @@ def test_mutated_files_are_refused_or_read_to_valid_rows(
     ),
     y=hnp.arrays(
         dtype=st.sampled_from(["i1", "u8", "U1", "S1", "f4"]),
-        shape=hnp.array_shapes(min_dims=1, max_dims=2, max_side=3),
+        shape=hnp.array_shapes(min_dims=1, max_dims=4, max_side=3),
     ),
 )
 @reuse_tmp_path
