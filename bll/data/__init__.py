@@ -4,6 +4,7 @@ fashion-mnist, mnist   published idx files: found on the machine, else downloade
 cifar-10               the published archive: found on the machine, else downloaded  cifar.py
 digits                 comes with scikit-learn                                       digits.py
 reversal               sequences and their reversal, made here                       reversal.py
+shapes                 images with a class for each pixel, made here                 shapes.py
 npz                    a user's own arrays                                           npz.py
 images                 a user's own folder of PNG and JPEG files                     images.py
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bll.config import DataConfig
-from bll.data import cifar, digits, images, mnist, npz, reversal
+from bll.data import cifar, digits, images, mnist, npz, reversal, shapes
 from bll.data.batches import as_float, epoch_order, statistics
 from bll.data.dataset import Content, DataInfo, Dataset, Split, check_augmentation, split, split_rows
 from bll.errors import InvalidConfig, Violation
@@ -41,7 +42,7 @@ _PUBLISHED: dict[str, mnist.IdxSet | cifar.BinarySet] = {
     cifar.CIFAR_10.name: cifar.CIFAR_10,
 }
 
-NAMES = (*_PUBLISHED, "digits", "reversal", "npz", "images")
+NAMES = (*_PUBLISHED, "digits", "reversal", "shapes", "npz", "images")
 """What `DataConfig.name` may be."""
 
 
@@ -84,6 +85,8 @@ def _content(config: DataConfig, seed: int, root: Path | None) -> Content:
         return digits.read(seed)
     if config.name == "reversal":
         return reversal.read()
+    if config.name == "shapes":
+        return shapes.read()
     if config.name == "npz":
         return npz.read(_user_path(config.path, "file", root), config.path)
     if config.name == "images":

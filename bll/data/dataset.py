@@ -105,6 +105,7 @@ class Draw(IntEnum):
     EPOCH = 0
     VALIDATION = 1
     TEST = 2
+    LABEL_NOISE = 3
 
 
 def permutation(rows: int, seed: int, purpose: Draw, number: int = 0) -> NDArray[np.int64]:
@@ -113,8 +114,12 @@ def permutation(rows: int, seed: int, purpose: Draw, number: int = 0) -> NDArray
     Sorts a Philox stream's raw words rather than calling `Generator.permutation`, whose algorithm numpy may change
     from one release to the next; a bit generator's stream is promised to stay.
     """
-    words = np.random.Philox(key=seed | (purpose << 32 | number) << 64).random_raw(rows)
+    words = np.random.Philox(key=_key(seed, purpose, number)).random_raw(rows)
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+
+
+def _key(seed: int, purpose: Draw, number: int) -> int:
+    return seed | (purpose << 32 | number) << 64
 
 
 def split_rows(config: DataConfig, rows: int) -> tuple[int, int]:
@@ -139,14 +144,28 @@ def split(content: Content, config: DataConfig, seed: int) -> Dataset:
     train_rows, validation_rows = split_rows(config, len(content.train))
     check_augmentation(config, content.train.inputs.shape[1:], content.train.targets.shape[1:])
     order = permutation(len(content.train), seed, Draw.VALIDATION)
+    train = take(content.train, order[validation_rows : validation_rows + train_rows])
     return Dataset(
         name=config.name,
-        train=take(content.train, order[validation_rows : validation_rows + train_rows]),
+        train=_with_label_noise(train, config.label_noise, len(content.class_names), seed),
         validation=take(content.train, order[:validation_rows]),
         test=content.test,
         class_names=content.class_names,
         digest=content.digest,
     )
+
+
+def _with_label_noise(rows: Split, fraction: float, num_classes: int, seed: int) -> Split:
+    """`rows` with that fraction of their labels, of every position alike, replaced by another class, evenly drawn."""
+    if not fraction:
+        return rows
+    targets = rows.targets.flatten()
+    changed = permutation(len(targets), seed, Draw.LABEL_NOISE)[: round(fraction * len(targets))]
+    # A step of 1 to C - 1 around the circle of classes; the remainder of 64 random bits is as good as even.
+    words = np.random.Philox(key=_key(seed, Draw.LABEL_NOISE, 1)).random_raw(len(changed))
+    steps = 1 + (words % np.uint64(num_classes - 1)).astype(np.int64)
+    targets[changed] = (targets[changed] + steps) % num_classes
+    return Split(rows.inputs, targets.reshape(rows.targets.shape))
 
 
 def check_augmentation(config: DataConfig, input_shape: tuple[int, ...], target_shape: tuple[int, ...]) -> None:

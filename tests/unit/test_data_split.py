@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,12 @@ from bll.data.dataset import Content, Draw, Split, permutation, split, split_row
 from bll.errors import InvalidConfig
 
 DIGITS = DataConfig(name="digits")
+
+
+def structured(rows: int, target_shape: tuple[int, ...], classes: int) -> Content:
+    targets = np.random.default_rng(0).integers(0, classes, (rows, *target_shape))
+    train, test = (Split(np.zeros((len(part), 2), np.float32), part) for part in (targets, targets[:5]))
+    return Content(train, test, tuple("abcdefgh"[:classes]), "digest")
 
 
 def content(rows: int) -> Content:
@@ -57,7 +64,10 @@ def test_fewer_training_rows_leave_validation_as_it_was() -> None:
         (DataConfig(name="digits", validation_rows=1442), "data.validation_rows: must leave .* 1442 .*, got 1442"),
         (
             DataConfig(name="imagenet"),
-            "data.name: must be one of fashion-mnist, mnist, cifar-10, digits, reversal, npz, images, got 'imagenet'",
+            (
+                "data.name: must be one of fashion-mnist, mnist, cifar-10, digits, reversal, shapes, npz, images, "
+                "got 'imagenet'"
+            ),
         ),
     ],
 )
@@ -114,3 +124,43 @@ def test_importing_the_data_package_and_the_scores_loads_neither_torch_nor_sciki
     code = "import sys, bll.data, bll.evaluation; print({'torch', 'sklearn', 'grpc'} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "set()"
+
+
+@given(
+    fraction=st.floats(0, 0.9),
+    rows=st.integers(2, 40),
+    target_shape=st.sampled_from([(), (3,), (2, 2)]),
+    classes=st.integers(2, 5),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_label_noise_replaces_exactly_its_fraction_of_training_labels(
+    fraction: float, rows: int, target_shape: tuple[int, ...], classes: int, seed: int
+) -> None:
+    stored = structured(rows, target_shape, classes)
+    config = DataConfig(name="npz", path="a", validation_rows=1)
+    clean, noisy = split(stored, config, seed), split(stored, replace(config, label_noise=fraction), seed)
+    changed = clean.train.targets != noisy.train.targets
+    assert changed.sum() == round(fraction * clean.train.targets.size)
+    assert set(np.unique(noisy.train.targets)) <= set(range(classes))
+    np.testing.assert_array_equal(clean.validation.targets, noisy.validation.targets)
+    np.testing.assert_array_equal(clean.test.targets, noisy.test.targets)
+    np.testing.assert_array_equal(clean.train.inputs, noisy.train.inputs)
+    assert noisy.digest == clean.digest
+
+
+def test_noisy_labels_are_even_among_the_other_classes_and_follow_the_seed() -> None:
+    stored = structured(6_000, (3,), 4)
+    config = DataConfig(name="npz", path="a", validation_rows=1_000, label_noise=0.4)
+    clean = split(stored, replace(config, label_noise=0.0), 0).train.targets
+    first, again, other = (split(stored, config, seed).train.targets for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    for label in range(4):  # about 1500 of each class change, to 500 of each other, with a standard deviation of 18
+        found = np.bincount(first[(clean == label) & (first != label)], minlength=4)
+        assert found[label] == 0
+        assert np.abs(np.delete(found, label) - found.sum() / 3).max() < 5 * 18
+
+
+def test_images_are_not_augmented_away_from_the_classes_of_their_pixels() -> None:
+    with pytest.raises(InvalidConfig, match=r"data.augmentation: must be 'none' for targets of shape \[32, 32\]"):
+        describe(DataConfig(name="shapes", augmentation=Augmentation.SHIFT), 0)
