@@ -220,6 +220,8 @@ class LossConfig:
         rules.member("name", self.name, LossName)
         rules.member("posterior", self.posterior, PosteriorName)
         rules.whole("samples", self.samples, 0, 64)
+        if self.samples and self.name not in (LossName.DISCRIMINATIVE, LossName.DECODER):
+            rules.fail("samples", f"must be 0 for loss {shown(self.name)}, got {shown(self.samples)}")
         rules.within("similarity", self.similarity, 0.0, 1.0)
         rules.within("reconstruction", self.reconstruction, 0.0, 100.0)
         rules.whole("span", self.span, 1, 257)

@@ -1,6 +1,6 @@
 """What a block learns from, and the exit that follows from it. Targets are always normalised over the classes.
 
-Shapes: B batch, C classes, P parameters per unit, D units.
+Shapes: B batch, C classes, P parameters per unit, D units, S samples of a latent.
 alpha_k(z) has parameters `alpha_BPD`. The backward message of class y is
 log beta_k(z; y) = <b_k(y), T(z)> + d_k(y): a class table (`beta_CPD`, `offset_C`).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from bll.choices import LossName, PosteriorName
 from bll.config import LossConfig
@@ -36,13 +36,25 @@ class Objective:
 
     def exit_log_probs(self, alpha_BPD: Tensor, table: ClassTable) -> Tensor:
         """log p_k(y|x), shape (B, C): a softmax over the classes' evidence, or of the expected message under alpha."""
-        if self.config.name is LossName.DISCRIMINATIVE:
+        if self.config.name in (LossName.DISCRIMINATIVE, LossName.PROTOTYPE):
             return self._plug_in(alpha_BPD, table)
         return torch.log_softmax(evidence_logits(self.family, alpha_BPD, table), dim=-1)
 
-    def loss(self, alpha_BPD: Tensor, table: ClassTable, targets_B: Tensor, mixing: float) -> LocalLoss:
-        """L_k(m) of each row, with gradients to alpha and table (method, section 4)."""
+    def loss(
+        self,
+        alpha_BPD: Tensor,
+        table: ClassTable,
+        targets_B: Tensor,
+        mixing: float,
+        generator: Generator | None = None,
+    ) -> LocalLoss:
+        """L_k(m) of each row, with gradients to alpha and table (method, section 4).
+
+        `generator` draws the samples of rho_k, if the config wants them.
+        """
         log_probs_BC = self.exit_log_probs(alpha_BPD, table)
+        if self.config.name is LossName.PROTOTYPE:  # the head alone: the rest is the block's auxiliary
+            return LocalLoss(-_of_targets(log_probs_BC, targets_B), log_probs_BC)
         if self.config.name is LossName.EVIDENCE and mixing == 1.0:
             # The exact posterior closes the bound: L_k(1) is the exit's negative log-likelihood, coupled or detached.
             return LocalLoss(-_of_targets(log_probs_BC, targets_B), log_probs_BC)
@@ -58,9 +70,21 @@ class Objective:
                 expected_B = family.expected_log_message(rho_BPD, beta_BPD).sum(-1) + table.offset_C[targets_B]
                 return LocalLoss(kl_B - expected_B + normaliser_B, log_probs_BC)
             case LossName.DISCRIMINATIVE:
-                return LocalLoss(kl_B - _of_targets(self._plug_in(rho_BPD, table), targets_B), log_probs_BC)
+                if not self.config.samples:
+                    return LocalLoss(kl_B - _of_targets(self._plug_in(rho_BPD, table), targets_B), log_probs_BC)
+                drawn_SBC = self._sampled(rho_BPD, table, generator)
+                targets_SB = targets_B.expand(len(drawn_SBC), -1)
+                expected_B = drawn_SBC.gather(2, targets_SB.unsqueeze(2)).squeeze(2).mean(0)
+                return LocalLoss(kl_B - expected_B, log_probs_BC)
             case LossName.DIVERGENCE:
                 return LocalLoss(kl_B, log_probs_BC)
+
+    def _sampled(self, rho_BPD: Tensor, table: ClassTable, generator: Generator | None) -> Tensor:
+        """log softmax_y(log beta(z; y)) at draws z from rho, shape (S, B, C)."""
+        assert generator is not None, "samples need a generator"
+        latent_SBD = self.family.sample(rho_BPD.expand(self.config.samples, *rho_BPD.shape), generator)
+        logits_SBC = self.family.log_message(latent_SBD.unsqueeze(2), table.beta_CPD).sum(-1) + table.offset_C
+        return torch.log_softmax(logits_SBC, dim=-1)
 
     def _plug_in(self, eta_BPD: Tensor, table: ClassTable) -> Tensor:
         """log softmax_y(E[log beta(z; y)] + d_y) under eta, shape (B, C)."""

@@ -182,6 +182,36 @@ def test_discriminative_loss_without_mixing_is_a_local_classifier() -> None:
 
 
 @named(FAMILIES)
+def test_sampled_loss_is_its_definition(family: Family) -> None:
+    """KL(rho || alpha) less the mean over draws z from rho of log softmax_y(log beta(z; y) + d_y), one by one."""
+    alpha_BPD, table, targets_B = draw(family, 2, 3, 4, 6)
+    sampled = Objective(family, LossConfig(LossName.DISCRIMINATIVE, samples=3))
+    found_B = sampled.loss(alpha_BPD, table, targets_B, 0.5, torch.Generator().manual_seed(0)).loss_B
+    rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B], 0.5)
+    draws_SBD = family.sample(rho_BPD.expand(3, *rho_BPD.shape), torch.Generator().manual_seed(0))
+    for b in range(2):
+        total = 0.0
+        for z_D in draws_SBD[:, b]:
+            logits = [float(family.log_message(z_D[None], beta[None]).sum()) for beta in table.beta_CPD]
+            logits_C = torch.tensor(logits, dtype=torch.float64) + table.offset_C
+            total += float(logits_C.log_softmax(0)[targets_B[b]])
+        expected = float(family.kl(rho_BPD[b : b + 1], alpha_BPD[b : b + 1]).sum()) - total / 3
+        assert float(found_B[b]) == pytest.approx(expected)
+
+
+@named(FAMILIES[2:])
+def test_gradients_of_sampled_losses_match_finite_differences(family: Family) -> None:
+    alpha_BPD, table, targets_B = draw(family, 2, 3, 2, 9)
+    sampled = Objective(family, LossConfig(LossName.DISCRIMINATIVE, samples=2))
+
+    def loss(alpha: torch.Tensor, beta: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(2)
+        return sampled.loss(alpha, ClassTable(beta, offset), targets_B, 0.4, generator).loss_B
+
+    assert torch.autograd.gradcheck(loss, tuple(t.requires_grad_() for t in (alpha_BPD, *table)))
+
+
+@named(FAMILIES)
 @given(seed=st.integers(0, 2**31), exits=st.integers(1, 5), mixing=st.floats(0, 2))
 @settings(max_examples=30)
 def test_mean_evidence_loss_bounds_the_likelihood_of_the_mixture(
