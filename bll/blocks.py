@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from bll.architectures import Layer, make_layers
 from bll.architectures.layers import KeyedDropout
 from bll.architectures.modules import UserPlan
+from bll.auxiliary import Auxiliary
 from bll.choices import ReadoutName, TwinName
 from bll.credit import Credit, make_credit
 from bll.families import make_family
+from bll.losses import LocalLoss
 from bll.plan import Plan
 from bll.readouts import NextLayerReadout, Readout, latent_units, make_readout
 from bll.seeding import derive, global_generator
+from bll.sending import message_shape
 from bll.twins import ChainTwin, TableTwin, make_twin
 from bll.versions import Version
 
@@ -38,15 +41,22 @@ class Normalize(nn.Module):
 
 
 class Block(nn.Module):
-    """Forward block f_k, its readout, its backward twin g_k, and how errors reach the layers of f_k."""
+    """Forward block f_k, its readout, its backward twin g_k, how errors reach the layers of f_k, and what else it
+    learns from."""
 
     def __init__(
-        self, layers: nn.Sequential, readout: Readout, twin: TableTwin | ChainTwin, credit: Credit | None = None
+        self,
+        layers: nn.Sequential,
+        readout: Readout,
+        twin: TableTwin | ChainTwin,
+        auxiliary: Auxiliary,
+        credit: Credit | None = None,
     ) -> None:
         super().__init__()
         self.layers = layers
         self.readout = readout
         self.twin = twin
+        self.auxiliary = auxiliary
         self.credit = credit or Credit()
         self._generator = self.credit.generator = torch.Generator()
         for module in self.modules():
@@ -54,8 +64,8 @@ class Block(nn.Module):
                 module.generator = self._generator
 
     def forward_parameters(self) -> list[nn.Parameter]:
-        """theta_k: what is trained in layers and readout."""
-        return [p for part in (self.layers, self.readout) for p in part.parameters() if p.requires_grad]
+        """theta_k: what is trained in layers, readout and auxiliary terms."""
+        return [p for part in (self.layers, self.readout, self.auxiliary) for p in part.parameters() if p.requires_grad]
 
     def follow(self, right: Version) -> None:
         """Take over what the readout holds of the next block, from the version of it that is due."""
@@ -65,6 +75,16 @@ class Block(nn.Module):
     def backward_parameters(self) -> dict[str, nn.Parameter]:
         """phi_k by name: the twin, and what the rule trains to send errors to the layers."""
         return {**dict(self.twin.named_parameters("twin")), **dict(self.credit.named_parameters("credit"))}
+
+    def objective(
+        self, local: LocalLoss, received: Tensor, output: Tensor, targets_B: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """What a training step descends: mean L_k with the block's auxiliary terms, a scalar."""
+        first = self.layers[0]
+        if isinstance(first, Normalize):  # plain samples may be of any scale; a decoder gives normalised ones
+            received = first(received)
+        loss: Tensor = self.auxiliary(local, received, output, targets_B, generator)
+        return loss
 
     def seed_dropout(self, seed: int) -> None:
         """Fix the masks, and all else that is drawn, of the next training step."""
@@ -97,12 +117,17 @@ def build_block(plan: Plan, index: int, statistics: tuple[np.ndarray, np.ndarray
         right_units = latent_units(plan.blocks[index + 1].output_shape, config.latent)
     with global_generator(derive(config.seed, "twin", index)):
         twin = make_twin(plan.num_classes, family, readout.units, right_units=right_units)
+    output_shape, received_shape = plan.blocks[index].output_shape, plan.input_shape
+    if index:
+        received_shape = message_shape(plan.blocks[index - 1].output_shape, family, config.latent)
+    with global_generator(derive(config.seed, "auxiliary", index)):
+        auxiliary = Auxiliary(received_shape, output_shape, plan.num_classes, config.loss, config.latent, index)
     stack = nn.Sequential(*modules)
     with global_generator(derive(config.seed, "credit", index)):
         # The input's shape is right wherever it is read: rules that put something in backpropagation's place run as
         # one block.
         credit = make_credit(config.rule, stack, plan.input_shape, plan.num_classes)
-    return Block(stack, readout, twin, credit)
+    return Block(stack, readout, twin, auxiliary, credit)
 
 
 def first_layer_weights(plan: Plan, index: int) -> int:

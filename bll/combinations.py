@@ -30,6 +30,9 @@ def settled(config: TrainingConfig) -> TrainingConfig:
     if loss.block_weights and len(loss.block_weights) != num_blocks:
         rule = f"must have blocks.num_blocks = {num_blocks} entries, got {list(loss.block_weights)}"
         found.append(Violation("loss.block_weights", rule))
+    if loss.name is LossName.PROTOTYPE and config.rule is not Rule.PROTOTYPE:
+        rule = "must be another for rule 'bll', which has a posterior, got 'prototype'; rule 'prototype' sets it"
+        found.append(Violation("loss.name", rule))
     if loss.span > num_blocks:
         rule = f"must be at most blocks.num_blocks = {num_blocks}, got {loss.span}"
         found.append(Violation("loss.span", rule))

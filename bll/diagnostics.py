@@ -37,6 +37,8 @@ class Step(NamedTuple):
     targets_B: Tensor
     local: LocalLoss
     mixing: float
+    loss: Tensor
+    """What the step descends, a scalar: L_k and the terms beside it."""
 
     def first_rows(self, count: int) -> Step:
         """The same step, of at most `count` rows."""

@@ -41,7 +41,7 @@ class JointWorker:
     def train_step(self, step: int) -> None:
         """Run all blocks forward, then let each local loss train the blocks of its span."""
         taken = [block.forward_step(step) for block in self.blocks]
-        self._backward([each.local.loss_B.mean() for each in taken])
+        self._backward([each.loss for each in taken])
         for block, each in zip(self.blocks, taken, strict=True):
             block.update(each)
 

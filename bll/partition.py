@@ -14,6 +14,7 @@ from torch import nn
 from bll import data
 from bll.architectures import Layer, make_layers, with_widths
 from bll.architectures.modules import Layers, UserNetwork, UserPlan, user_network
+from bll.auxiliary import Auxiliary
 from bll.choices import Balance, ExecutorName, FamilyName, MessageName, ReadoutName, Rule, TwinName
 from bll.combinations import LOCAL_RULES, settled
 from bll.config import NetworkConfig, TrainingConfig
@@ -257,17 +258,20 @@ def _block_plan(
     family, output_shape = make_family(config.latent), costs[end - 1].output_shape
     received = message_shape(costs[start - 1].output_shape, family, config.latent) if start else info.input_shape
     chained = config.backward.twin is TwinName.CHAIN and right_shape is not None
+    block = (0, *config.blocks.cuts).index(start)
     with torch.device("meta"):
         next_layer = layers[end].build().to("meta") if _copies_next_layer(config, layers, end) else None
         readout = make_readout(output_shape, family, config.latent, next_layer, target_shape=info.target_shape)
         right_units = latent_units(right_shape, config.latent) if chained and right_shape else None
         twin = make_twin(len(info.class_names), family, readout.units, right_units=right_units)
-    own = [*costs[start:end], measure(readout, output_shape)]
+        auxiliary = Auxiliary(received, output_shape, len(info.class_names), config.loss, config.latent, block)
+    own = [*costs[start:end], *(measure(reader, output_shape) for reader in (readout, *auxiliary.readers()))]
+    tables = [*twin.parameters(), *(auxiliary.prototypes.parameters() if auxiliary.prototypes else ())]
     return BlockPlan(
         first_layer=start,
         layers=tuple(layer.name for layer in layers[start:end]),
         parameters=sum(cost.parameters for cost in own)
-        + sum(p.numel() for p in twin.parameters())
+        + sum(p.numel() for p in tables)
         + _credit_parameters(config.rule, layers[start:end], received, len(info.class_names)),
         flops=sum(cost.flops for cost in own),
         output_shape=output_shape,

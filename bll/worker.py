@@ -124,6 +124,7 @@ class BlockWorker:
         self.block = build_block(run.plan, index, data.statistics(dataset.train) if self.is_first else None)
         self.objective = Objective(self.block.readout.family, self.config.loss)
         self.sender = Sender(self.block.readout.family, self.config, index)
+        self.draws = torch.Generator()
         self.mixing = Mixing(self.config.mixing)
         self.optimizer = BlockOptimizer(self.block, self.config.optimizer, run.plan.total_steps)
         self.dataset = dataset
@@ -147,10 +148,9 @@ class BlockWorker:
     # One training step ------------------------------------------------------------------------------------------
 
     def train_step(self, step: int) -> None:
-        """Receive msg_{k-1}(t), send msg_k(t), then learn from the local loss L_k."""
+        """Receive msg_{k-1}(t), send msg_k(t), then learn from the local loss L_k and the terms beside it."""
         taken = self.forward_step(step)
-        local = taken.local
-        self.block.credit.backward(local.loss_B.mean(), local.log_probs_BC, taken.targets_B)
+        self.block.credit.backward(taken.loss, taken.local.log_probs_BC, taken.targets_B)
         self.update(taken)
 
     def forward_step(self, step: int) -> Step:
@@ -175,13 +175,15 @@ class BlockWorker:
                 beta_BPD = table.beta_CPD[targets_B].detach()
                 message = sender.training_message(output, alpha_BPD, beta_BPD, mixing, epoch, step)
             self._send(epoch, step, message)
-        local = self.objective.loss(alpha_BPD, table, targets_B, mixing)
+        self.draws.manual_seed(derive(config.seed, "loss", self.index, step))
+        local = self.objective.loss(alpha_BPD, table, targets_B, mixing, self.draws)
         self.progress.add(local, targets_B)
         if self.progress.is_due(step + 1):
             report = self.progress.report(step + 1, self.objective, alpha_BPD, table, targets_B, mixing)
             self.mixing.observe(report.agreement)
             self.links.emit(report)
-        return Step(step + 1, output, alpha_BPD, table, targets_B, local, mixing)
+        loss = block.objective(local, received, output, targets_B, self.draws)
+        return Step(step + 1, output, alpha_BPD, table, targets_B, local, mixing, loss)
 
     def update(self, taken: Step) -> None:
         """Step the optimizers on the gradients that there are, and send the new version left."""

@@ -92,6 +92,23 @@ SPECS: dict[str, dict[str, Any]] = {
         "loss": {"span": 2, "posterior": "detached"},
         "mixing": {"schedule": "linear", "start": 0.5, "end": 1.0},
     },
+    "similarity_reconstruction_samples": {
+        "network": {"widths": [4]},
+        "blocks": {"num_blocks": 2},
+        "loss": {
+            "name": "discriminative",
+            "samples": 2,
+            "similarity": 0.3,
+            "reconstruction": 0.1,
+            "block_weights": [1.0, 0.5],
+        },
+        "mixing": {"start": 0.5},
+    },
+    "prototype": {
+        "rule": "prototype",
+        "network": {"architecture": "mlp", "widths": [12, 12]},
+        "blocks": {"num_blocks": 2},
+    },
     "one_block": {"network": {"architecture": "mlp", "widths": [16]}, "blocks": {"num_blocks": 1}},
     "feedback_alignment_cnn": {"rule": "feedback_alignment", "network": {"widths": [4, 8]}},
     "target_propagation_dropout": {
@@ -191,6 +208,7 @@ def test_weights_are_bit_identical_to_the_sequential_loop(
         "next_layer_chain_overlapping_pairs",
         "target_propagation_dropout",
         "transformer_of_sequences",
+        "prototype",
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(

@@ -149,7 +149,7 @@ def test_a_step_is_measured_as_it_was_and_its_update_as_it_became() -> None:
     sizes = {name: norm(parameters) for name, parameters in groups.items()}
     gradients = {name: norm([p.grad for p in parameters if p.grad is not None]) for name, parameters in groups.items()}
     beta = table.beta_CPD.detach().clone()
-    step = Step(7, hidden, alpha, table, targets, local, 1.0)
+    step = Step(7, hidden, alpha, table, targets, local, 1.0, local.loss_B.mean())
     with Examiner(1, plan, block, objective).around_step(step, Standing(3, 2), seen.append):
         optimizer.step(6)
     (found,) = seen
