@@ -33,6 +33,7 @@ from bll.twins import make_twin
 _FLOAT_BYTES = 4
 _RULES_OF_ROWS = {
     Rule.PREDSIM,
+    Rule.PROTOTYPE,
     Rule.DIRECT_FEEDBACK_ALIGNMENT,
     Rule.TARGET_PROPAGATION,
     Rule.SYNTHETIC_GRADIENTS,

@@ -128,6 +128,7 @@ def test_a_prediction_of_samples_is_that_of_its_sites_put_in_place(target_shape:
         ),
         ({"data": {"name": "reversal", "augmentation": "shift"}}, "data.augmentation: must be 'none'"),
         ({"rule": "synthetic_gradients"}, r"^rule: must be .* of shape \[16\], got 'synthetic_gradients'"),
+        ({"rule": "prototype"}, r"^rule: must be one that needs no class of the whole row .*, got 'prototype'"),
         ({"loss": {"similarity": 0.5}}, r"^loss.similarity: must be 0 for targets of shape \[16\], got 0.5"),
     ],
 )
