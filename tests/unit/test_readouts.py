@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from bll import TrainingConfig, fit
 from bll.choices import FamilyName, ReadoutName
 from bll.config import LatentConfig
 from bll.errors import InvalidConfig
+from bll.export import export
 from bll.families import make_family
 from bll.partition import resolve
 from bll.plain import from_dict
@@ -94,8 +96,9 @@ def test_convolution_reads_images_alone() -> None:
         resolve(from_dict(TrainingConfig, values))
 
 
+@pytest.mark.timeout(300)  # tracing the graph takes most of it
 @pytest.mark.parametrize(("readout", "network"), [("deep", {"architecture": "mlp", "widths": [16]}), ("conv", {})])
-def test_readouts_learn(readout: str, network: dict[str, Any]) -> None:
+def test_readouts_learn_and_are_exported(readout: str, network: dict[str, Any], tmp_path: Path) -> None:
     values = {
         "data": {"name": "digits"},
         "network": network or {"widths": [4]},
@@ -105,7 +108,9 @@ def test_readouts_learn(readout: str, network: dict[str, Any]) -> None:
         "epochs": 8,
         "batch_size": 32,
     }
-    assert fit(from_dict(TrainingConfig, values)).evaluate("test").mixture.accuracy > 0.9
+    model = fit(from_dict(TrainingConfig, values))
+    assert model.evaluate("test").mixture.accuracy > 0.9
+    assert export(model, tmp_path).parity <= 1e-4
 
 
 def test_every_family_has_an_identity_readout() -> None:
