@@ -21,7 +21,7 @@ from benchmarks.method.paired import log_prediction
 from bll import data
 from bll.checkpoint import write_atomically
 from bll.config import TrainingConfig
-from bll.evaluation import ScoreMeter
+from bll.evaluation import ScoreMeter, mean_iou
 from bll.events import CheckpointSaved, Event
 from bll.model import TrainedModel
 from bll.selective import aurc, error_auroc
@@ -69,6 +69,19 @@ def classifier(task: Task) -> Measured:
             figures |= scores(exits_KBC, rows.targets)
         arrays |= {f"{split}_exits": exits_KBC, f"{split}_targets": rows.targets}
     return Measured(figures, arrays, plan.config.blocks.cuts)
+
+
+def positions(task: Task) -> Measured:
+    """Train and score targets with positions, each of which counts as a row; none is kept by itself."""
+    model, figures = trained(task)
+    return Measured(figures | _evaluated(model), {}, model.plan.config.blocks.cuts)
+
+
+def segmentation(task: Task) -> Measured:
+    """As `positions`, with the mean intersection over union of the mixture's classes."""
+    model, figures = trained(task)
+    figures |= _evaluated(model) | {"mixture.iou": mean_iou(model.confusion("test"))}
+    return Measured(figures, {}, model.plan.config.blocks.cuts)
 
 
 def smoke(task: Task) -> Measured:
@@ -127,6 +140,18 @@ def ranking(log_mixture_BC: np.ndarray, targets_B: np.ndarray) -> dict[str, floa
         return {}
     doubt_B = -log_mixture_BC.max(1)
     return {"mixture.error_auroc": error_auroc(doubt_B, correct_B), "mixture.aurc": aurc(doubt_B, correct_B)}
+
+
+def _evaluated(model: TrainedModel) -> dict[str, float]:
+    """The library's own scores of every prediction on test rows."""
+    evaluation = model.evaluate("test")
+    named = {"mixture": evaluation.mixture, "product": evaluation.product}
+    named |= {f"exit{k}": values for k, values in enumerate(evaluation.exits, 1)}
+    return {
+        f"{name}.{score.removesuffix('_nats')}": value
+        for name, values in named.items()
+        for score, value in asdict(values).items()
+    }
 
 
 class Clock:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from benchmarks.method.alignment import alignment
-from benchmarks.method.measures import Measured, Task, classifier, smoke
+from benchmarks.method.measures import Measured, Task, classifier, positions, segmentation, smoke
 from benchmarks.method.uncertainty import ensemble, mc_dropout, single
 
 MEASURES: Mapping[str, Callable[[Task], Measured]] = {
     "classifier": classifier,
+    "positions": positions,
+    "segmentation": segmentation,
     "smoke": smoke,
     "uncertainty": single,
     "ensemble": ensemble,

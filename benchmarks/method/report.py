@@ -46,6 +46,14 @@ _COSTS = (
     Column("CPU min", "", "train_cpu_s", 1 / 60, 1),
 )
 
+_CLASSIFIER = (
+    Column("accuracy, %", "mixture", "accuracy", 100, 2),
+    Column("NLL, nats", "mixture", "nll"),
+    Column("ECE", "mixture", "ece"),
+    Column("first exit, %", "first", "accuracy", 100, 2),
+    Column("last exit, %", "last", "accuracy", 100, 2),
+)
+
 _UNCERTAINTY = (
     Column("accuracy, %", "mixture", "accuracy", 100, 2),
     Column("NLL, nats", "mixture", "nll"),
@@ -60,13 +68,17 @@ _UNCERTAINTY = (
 )
 
 COLUMNS: Mapping[str, Sequence[Column]] = {
-    "classifier": (
-        Column("accuracy, %", "mixture", "accuracy", 100, 2),
-        Column("NLL, nats", "mixture", "nll"),
-        Column("ECE", "mixture", "ece"),
-        Column("first exit, %", "first", "accuracy", 100, 2),
-        Column("last exit, %", "last", "accuracy", 100, 2),
-        Column("error AUROC", "mixture", "error_auroc", 1.0, 3),
+    "classifier": (*_CLASSIFIER, Column("error AUROC", "mixture", "error_auroc", 1.0, 3), *_COSTS),
+    "positions": (*_CLASSIFIER, *_COSTS),
+    "segmentation": (Column("IoU, %", "mixture", "iou", 100, 2), *_CLASSIFIER, *_COSTS),
+    "reconstruction": (
+        Column("MSE", "mixture", "mse", 1.0, 5),
+        Column("NLL, nats", "mixture", "nll", 1.0, 3),
+        Column("90 % interval holds, %", "mixture", "coverage", 100, 1),
+        Column("Spearman, pixels", "mixture", "rank_correlation", 1.0, 3),
+        Column("above a map", "mixture", "rank_above_map", 1.0, 3),
+        Column("Spearman, images", "mixture", "sample_rank_correlation", 1.0, 3),
+        Column("last exit MSE", "last", "mse", 1.0, 5),
         *_COSTS,
     ),
     "smoke": _COSTS,

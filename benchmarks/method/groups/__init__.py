@@ -2,6 +2,7 @@
 
 from benchmarks.method.groups.cnn import BLOCKS, CNN_RULES, GAP
 from benchmarks.method.groups.mlp import MLP_RULES
+from benchmarks.method.groups.tasks import AUTOENCODER, REVERSAL, SEGMENTATION
 from benchmarks.method.groups.uncertainty import HELD_OUT, UNCERTAINTY
 from benchmarks.method.groups.variants import (
     DEPTH,
@@ -24,6 +25,9 @@ GROUPS = (
     DEPTH,
     LARGE,
     MNIST_FORMAT,
+    REVERSAL,
+    AUTOENCODER,
+    SEGMENTATION,
     UNCERTAINTY,
     HELD_OUT,
     MISSPECIFIED,
