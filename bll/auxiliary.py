@@ -15,6 +15,7 @@ from bll.choices import LossName
 from bll.config import LatentConfig, LossConfig
 from bll.losses import LocalLoss
 from bll.prototypes import Prototypes
+from bll.regression import RegressionLoss
 from bll.similarity import SimilarityMatching
 
 
@@ -47,7 +48,12 @@ class Auxiliary(nn.Module):
         return [reader for reader in readers if reader is not None]
 
     def forward(
-        self, local: LocalLoss, received: Tensor, output: Tensor, targets_B: Tensor, generator: Generator
+        self,
+        local: LocalLoss | RegressionLoss,
+        received: Tensor,
+        output: Tensor,
+        targets_B: Tensor,
+        generator: Generator,
     ) -> Tensor:
         """What the block's step descends, a scalar in which L_k is the mean over the batch.
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bll.choices import LossName, MixingSchedule, ReadoutName, Rule, TargetName
+from bll.choices import FamilyName, LossName, MixingSchedule, PosteriorName, ReadoutName, Rule, TargetName, TwinName
 from bll.config import BlocksConfig, LossConfig, MixingConfig, TrainingConfig
 from bll.errors import InvalidConfig, Violation
 
 LOCAL_RULES = frozenset({Rule.BLL, Rule.LOCAL_CLASSIFIERS, Rule.PREDSIM, Rule.PROTOTYPE})
 """Rules under which a block learns from its own exit alone. The others run as one block."""
+
+MIN_IN_BATCH_ROWS = 32
+"""Targets among which `in_batch` normalises at least (method, section 4)."""
 
 _SIMILARITY = 0.99
 """Weight of similarity matching that predsim was published with (Nokland and Eidnes 2019, section 3)."""
@@ -21,12 +24,16 @@ def settled(config: TrainingConfig) -> TrainingConfig:
 
     Raises InvalidConfig if fields contradict each other.
     """
+    if config.rule not in _RULES_OF_VALUES and config.data.target is not TargetName.LABELS:
+        rule = f"must be 'labels' for rule {config.rule.value!r}, got {config.data.target.value!r}"
+        raise InvalidConfig([Violation("data.target", rule)])
     if config.rule is not Rule.BLL:
-        config = replace(config, loss=_LOSSES.get(config.rule, LossConfig()), mixing=_mixing(config.rule))
+        config = replace(config, loss=_loss(config), mixing=_mixing(config))
     if config.rule not in LOCAL_RULES:
         # One block whose loss, at m = 1, is the last exit's negative log-likelihood: nothing is detached in it.
         config = replace(config, blocks=BlocksConfig(num_blocks=1))
-    loss, num_blocks, found = config.loss, config.blocks.num_blocks, []
+    loss, num_blocks = config.loss, config.blocks.num_blocks
+    found = _target_violations(config)
     if loss.block_weights and len(loss.block_weights) != num_blocks:
         rule = f"must have blocks.num_blocks = {num_blocks} entries, got {list(loss.block_weights)}"
         found.append(Violation("loss.block_weights", rule))
@@ -39,16 +46,13 @@ def settled(config: TrainingConfig) -> TrainingConfig:
     if config.latent.readout is ReadoutName.NEXT_LAYER and config.blocks.normalize_messages:
         rule = "must be false with readout 'next_layer', whose copy reads a block's output as it is, got true"
         found.append(Violation("blocks.normalize_messages", rule))
-    if config.rule in _RULES_OF_CLASSES and config.data.target is not TargetName.LABELS:
-        rule = f"must be 'labels' for rule {config.rule.value!r}, got {config.data.target.value!r}"
-        found.append(Violation("data.target", rule))
     if found:
         raise InvalidConfig(found)
     return config
 
 
-_RULES_OF_CLASSES = frozenset({Rule.DIRECT_FEEDBACK_ALIGNMENT, Rule.SYNTHETIC_GRADIENTS})
-"""Rules whose layers are told the error in each class, or the class."""
+_RULES_OF_VALUES = frozenset({Rule.BLL, Rule.BACKPROP})
+"""Rules that learn real-valued targets too: the others are defined, or compared, by an error in each class."""
 
 _LOSSES = {
     Rule.LOCAL_CLASSIFIERS: LossConfig(LossName.DISCRIMINATIVE),
@@ -57,6 +61,55 @@ _LOSSES = {
 }
 
 
-def _mixing(rule: Rule) -> MixingConfig:
+def _loss(config: TrainingConfig) -> LossConfig:
+    if config.data.target is TargetName.INPUTS:
+        return LossConfig(LossName.DECODER)
+    return _LOSSES.get(config.rule, LossConfig())
+
+
+def _mixing(config: TrainingConfig) -> MixingConfig:
     """m = 0 where the latent's posterior plays no part."""
-    return MixingConfig(MixingSchedule.CONSTANT, start=0.0) if rule in _LOSSES else MixingConfig()
+    plays_no_part = config.rule in _LOSSES or config.data.target is TargetName.INPUTS
+    return MixingConfig(MixingSchedule.CONSTANT, start=0.0) if plays_no_part else MixingConfig()
+
+
+def has_messages(config: TrainingConfig) -> bool:
+    """Whether real-valued targets have backward messages: `decoder` at m = 0 would never train them."""
+    mixing = config.mixing
+    ends_above = mixing.schedule is not MixingSchedule.CONSTANT and mixing.end > 0
+    return config.loss.name is LossName.IN_BATCH or mixing.start > 0 or ends_above
+
+
+def _target_violations(config: TrainingConfig) -> list[Violation]:
+    """Fields that the kind of target forbids, or asks for."""
+    loss, found = config.loss, []
+    for_real = loss.name in (LossName.DECODER, LossName.IN_BATCH)
+    if config.data.target is TargetName.LABELS:
+        if for_real:
+            rule = f"goes with data.target 'inputs': labels have a normaliser of their own, got '{loss.name}'"
+            found.append(Violation("loss.name", rule))
+        return found
+    if not for_real:
+        rule = f"must be 'decoder' or 'in_batch' for data.target 'inputs', got '{loss.name}'"
+        found.append(Violation("loss.name", rule))
+    if config.data.label_noise:
+        rule = f"must be 0 for data.target 'inputs', which reads no labels, got {config.data.label_noise:g}"
+        found.append(Violation("data.label_noise", rule))
+    if config.backward.twin is TwinName.CHAIN:
+        rule = (
+            "must be 'direct' for data.target 'inputs': a chain would read its targets delay_steps ahead, got 'chain'"
+        )
+        found.append(Violation("backward.twin", rule))
+    if config.latent.family is FamilyName.LAPLACE_SCALE:
+        rule = "must have a mean to decode for data.target 'inputs', got 'laplace_scale', whose mean is always 0"
+        found.append(Violation("latent.family", rule))
+    if loss.similarity:
+        rule = f"must be 0 for data.target 'inputs': it compares classes, got {loss.similarity:g}"
+        found.append(Violation("loss.similarity", rule))
+    if loss.name is LossName.DECODER and loss.posterior is PosteriorName.DETACHED:
+        rule = "must be 'coupled' for loss 'decoder', which reaches the network through rho_k alone, got 'detached'"
+        found.append(Violation("loss.posterior", rule))
+    if loss.name is LossName.IN_BATCH and config.batch_size < MIN_IN_BATCH_ROWS:
+        rule = f"must be at least {MIN_IN_BATCH_ROWS} for loss 'in_batch', whose normaliser is the batch, got "
+        found.append(Violation("batch_size", rule + str(config.batch_size)))
+    return found

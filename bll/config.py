@@ -45,6 +45,7 @@ class DataConfig:
     augmentation: Augmentation = Augmentation.NONE
     """Images only."""
     target: TargetName = TargetName.LABELS
+    """`inputs` with losses `decoder` and `in_batch` and rules `bll` and `backprop`."""
     label_noise: float = 0.0
     """Fraction of training labels replaced by another class, drawn from the seed, 0 to 0.9. For experiments."""
 
@@ -135,7 +136,8 @@ class LatentConfig:
     has no hidden layer, `hidden` one, `deep` two, `conv` a 3x3 convolution before one; `next_layer` is a running mean
     of the next block's first layer before a linear map."""
     readout_units: int = 128
-    """Width of the hidden layers of readouts `hidden`, `deep` and `conv` (there also channels), 1 to 65536."""
+    """Width of the hidden layers of readouts `hidden`, `deep` and `conv` (there also channels), and of the decoders and
+    target encoders of `data.target` `inputs`, 1 to 65536."""
     readout_grid: int = 3
     """Images are averaged to a grid of this many cells a side before the readout, 1 to 32."""
     group_size: int = 4

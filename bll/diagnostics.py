@@ -18,8 +18,9 @@ from bll.blocks import Block
 from bll.events import BlockDiagnostics
 from bll.losses import LocalLoss, Objective
 from bll.plan import Plan
+from bll.regression import RegressionLoss, RegressionObjective
 from bll.twins import ClassTable
-from bll.uncertainty import marginal_posterior
+from bll.uncertainty import posterior_variance
 
 MAX_ROWS = 256
 """Rows of a batch that are looked at: what an eigendecomposition costs a small block's step at most."""
@@ -35,7 +36,7 @@ class Step(NamedTuple):
     alpha_BPD: Tensor
     table: ClassTable
     targets_B: Tensor
-    local: LocalLoss
+    local: LocalLoss | RegressionLoss
     mixing: float
     loss: Tensor
     """What the step descends, a scalar: L_k and the terms beside it."""
@@ -48,7 +49,7 @@ class Step(NamedTuple):
             output=self.output[:count],
             alpha_BPD=self.alpha_BPD[:count],
             targets_B=self.targets_B[:count],
-            local=LocalLoss(*(rows[:count] for rows in self.local)),
+            local=type(self.local)(*(rows[:count] for rows in self.local)),
         )
 
 
@@ -62,7 +63,7 @@ class Standing(NamedTuple):
 class Examiner:
     """Looks at one block `diagnostics.per_epoch` times an epoch."""
 
-    def __init__(self, index: int, plan: Plan, block: Block, objective: Objective) -> None:
+    def __init__(self, index: int, plan: Plan, block: Block, objective: Objective | RegressionObjective) -> None:
         self.index = index
         self.plan = plan
         self.objective = objective
@@ -140,14 +141,14 @@ def constant_features(values: Tensor) -> Tensor:
     return same.reshape(len(same), -1).all(1)
 
 
-def _measured(step: Step, objective: Objective) -> dict[str, Any]:
+def _measured(step: Step, objective: Objective | RegressionObjective) -> dict[str, Any]:
     alpha_BPD, table, targets_B, family = step.alpha_BPD, step.table, step.targets_B, objective.family
     rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B], step.mixing)
-    variance_B = marginal_posterior(objective, alpha_BPD, table).variance_BD.mean(-1)
+    variance_B = posterior_variance(objective, alpha_BPD, table, rho_BPD).mean(-1)
     found = {
         "loss_nats": step.local.loss_B.mean(),
         "kl_nats": family.kl(rho_BPD, alpha_BPD).sum(-1).mean(),
-        "exit_nll_nats": F.nll_loss(step.local.log_probs_BC, targets_B),
+        "exit_nll_nats": step.local.exit_nll(targets_B),
         "alpha_entropy_nats": family.entropy(alpha_BPD).mean(),
         "rho_entropy_nats": family.entropy(rho_BPD).mean(),
         "agreement": agreement(alpha_BPD, table, targets_B).mean(),

@@ -75,3 +75,21 @@ class ScoreMeter:
             ece=float(np.abs(self._bin_correct - self._bin_confidence).sum() / self._rows),
             brier=self._brier / self._rows,
         )
+
+
+def rank_correlation(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """Spearman's correlation of two lists of numbers, -1 to 1, equal ones at their mean rank; 0 if one is constant."""
+    ranks = np.stack((_ranks(first), _ranks(second)))
+    ranks -= ranks.mean(1, keepdims=True)
+    lengths = np.sqrt((ranks**2).sum(1))
+    if not lengths.all():
+        return 0.0
+    return float((ranks[0] * ranks[1]).sum() / lengths.prod())
+
+
+def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The rank of each number, counted from 0."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks: NDArray[np.float64] = (ends - (counts + 1) / 2)[inverse]
+    return ranks

@@ -22,9 +22,11 @@ class BlockProgress:
     kl_nats: float
     """Mean KL(rho_k || alpha_k) over the rows of the last step, at the mixing in force."""
     accuracy: float
-    """Fraction of training rows that the exit p_k(y|x) gets right."""
+    """Fraction of training rows that the exit p_k(y|x) gets right; of real-valued targets, fraction of their variance
+    that it explains, which can be negative."""
     posterior_variance: float
-    """Mean target-marginalised posterior variance of z_k's units, over the rows of the last step."""
+    """Mean target-marginalised posterior variance of z_k's units, over the rows of the last step; where the target is
+    the input, that of rho_k itself."""
     agreement: float
     """Mean cosine between forward and backward message over the rows of the last step, both centred: -1 to 1."""
     mixing: float
@@ -121,6 +123,40 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class RegressionScores:
+    """Quality of one predictive distribution of real-valued targets over a split."""
+
+    mse: float
+    """Mean squared error of a value, in the targets' own units."""
+    nll_nats: float
+    """Mean negative log-density of a value: that of a row, divided by its values."""
+    coverage: float
+    """Fraction of values within the central 90 % interval of their prediction."""
+    rank_correlation: float
+    """Spearman's, of the predicted variances and the squared errors of single values."""
+    map_rank_correlation: float
+    """What the best variance without the input gets: the mean squared error of each place, on this very split."""
+    sample_rank_correlation: float
+    """Spearman's, of the mean variances and the mean squared errors of whole rows."""
+
+
+@dataclass(frozen=True)
+class RegressionEvaluation:
+    """All predictions of real-valued targets on one split, in evaluation mode."""
+
+    split: str
+    """`validation` or `test`."""
+    epoch: int
+    step: int
+    rows: int
+    mixture: RegressionScores
+    exits: tuple[RegressionScores, ...]
+    """One per block; the last is the task head."""
+    mixture_gap_nats: float
+    """mean_k NLL(exit k) - NLL(mixture), of a value: never negative."""
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """All blocks after `step` steps are safe on disk."""
 
@@ -173,10 +209,11 @@ class Alarm:
     """The numbers that `cause` speaks of."""
 
 
-Event = BlockProgress | BlockDiagnostics | Evaluation | Alarm | CheckpointSaved | RunEnded
+Event = BlockProgress | BlockDiagnostics | Evaluation | RegressionEvaluation | Alarm | CheckpointSaved | RunEnded
 
 _KINDS = {
-    kind.__name__: kind for kind in (BlockProgress, BlockDiagnostics, Evaluation, Alarm, CheckpointSaved, RunEnded)
+    kind.__name__: kind
+    for kind in (BlockProgress, BlockDiagnostics, Evaluation, RegressionEvaluation, Alarm, CheckpointSaved, RunEnded)
 }
 
 
@@ -193,6 +230,8 @@ def from_json(line: str) -> Event:
     kind = _KINDS.get(values.pop("event", None))
     if kind is None or values.keys() != {f.name for f in fields(kind)}:
         raise ValueError(f"not an event: {line[:200]!r}")
+    if kind is RegressionEvaluation:
+        return regression_evaluation_from_dict(values)
     if kind is Evaluation:
         return evaluation_from_dict(values)
     if kind is Alarm:
@@ -205,3 +244,9 @@ def evaluation_from_dict(values: dict[str, Any]) -> Evaluation:
     """The evaluation whose `dataclasses.asdict` went through JSON."""
     scores = {name: Scores(**values[name]) for name in ("mixture", "product")}
     return Evaluation(**{**values, **scores, "exits": tuple(Scores(**s) for s in values["exits"])})
+
+
+def regression_evaluation_from_dict(values: dict[str, Any]) -> RegressionEvaluation:
+    """The evaluation of real-valued targets whose `dataclasses.asdict` went through JSON."""
+    exits = tuple(RegressionScores(**scores) for scores in values["exits"])
+    return RegressionEvaluation(**{**values, "mixture": RegressionScores(**values["mixture"]), "exits": exits})

@@ -23,6 +23,7 @@ from bll.manifest import MODEL_FILE, Manifest, TensorInfo
 
 if TYPE_CHECKING:  # the model's own `export` calls this module
     from bll.model import TrainedModel
+    from bll.regression_model import RegressionModel
 
 TOLERANCE = 1e-4
 """Largest absolute difference allowed between an output of the graph and of the network."""
@@ -33,11 +34,11 @@ _PARITY_ROWS = (1, 7, 64)
 """Batch sizes compared: one alone, an odd one, a full one."""
 
 
-def export(model: TrainedModel, directory: Path) -> Manifest:
+def export(model: TrainedModel | RegressionModel, directory: Path) -> Manifest:
     """Write `model.onnx` and `manifest.json` into `directory`, both on disk when it returns.
 
     The graph takes `input`, float32 of shape (batch, *input_shape), and answers with every field of
-    `TrainedModel.predict`. Raises ExportError if an answer differs from the network's by more than TOLERANCE.
+    the model's `predict`. Raises ExportError if an answer differs from the network's by more than TOLERANCE.
     """
     directory.mkdir(parents=True, exist_ok=True)
     graph = _graph(model)
@@ -49,9 +50,7 @@ def export(model: TrainedModel, directory: Path) -> Manifest:
         outputs=outputs,
         class_names=model.plan.class_names,
         num_blocks=model.plan.num_blocks,
-        evaluations=tuple(model.evaluate(split) for split in model.splits),
-        calibration=model.calibration,
-        calibration_scores=model.evaluate_calibration("test") if "test" in model.splits else None,
+        **model.scores(),
         parity=parity,
         dataset_digest=model.plan.dataset_digest,
         model_digest=hashlib.sha256(graph).hexdigest(),
@@ -64,7 +63,7 @@ def export(model: TrainedModel, directory: Path) -> Manifest:
     return manifest
 
 
-def _graph(model: TrainedModel) -> bytes:
+def _graph(model: TrainedModel | RegressionModel) -> bytes:
     """The network with its exits, heads and uncertainties, class tables as constants, in ONNX."""
     example = torch.zeros(2, *model.plan.input_shape)
     with _quiet_exporter():
@@ -104,7 +103,7 @@ def _quiet_exporter() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _compare(model: TrainedModel, graph: bytes) -> tuple[float, tuple[TensorInfo, ...]]:
+def _compare(model: TrainedModel | RegressionModel, graph: bytes) -> tuple[float, tuple[TensorInfo, ...]]:
     """Largest difference between graph and network on validation rows, and the graph's outputs."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

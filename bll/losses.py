@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from bll.choices import LossName, PosteriorName
 from bll.config import LossConfig
@@ -25,6 +26,14 @@ class LocalLoss(NamedTuple):
     """L_k(m), in nats."""
     log_probs_BC: Tensor
     """log p_k(y|x), the exit's prediction, whatever the mixing."""
+
+    def correct(self, targets_B: Tensor) -> Tensor:
+        """How many rows the exit gets right."""
+        return (self.log_probs_BC.argmax(1) == targets_B).sum()
+
+    def exit_nll(self, targets_B: Tensor) -> Tensor:
+        """Mean negative log-likelihood of the exit, in nats, shape ()."""
+        return F.nll_loss(self.log_probs_BC, targets_B)
 
 
 class Objective:

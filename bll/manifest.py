@@ -17,7 +17,7 @@ from bll.calibration import (
 )
 from bll.config import TrainingConfig
 from bll.errors import ExportError, InvalidConfig
-from bll.events import Evaluation, evaluation_from_dict
+from bll.events import Evaluation, RegressionEvaluation, evaluation_from_dict, regression_evaluation_from_dict
 from bll.plain import from_dict, to_dict
 
 MODEL_FILE = "model.onnx"
@@ -61,6 +61,8 @@ class Manifest:
     """Fitted on validation rows; None but for targets of one class a row."""
     calibration_scores: CalibrationScores | None = None
     """How it does on test rows; None where there are none."""
+    regression_evaluations: tuple[RegressionEvaluation, ...] = ()
+    """As `evaluations`, which are none then, of real-valued targets."""
     format: int = FORMAT
 
     def write(self, directory: Path) -> None:
@@ -88,6 +90,9 @@ def read_manifest(directory: Path, *, check_digest: bool = True) -> Manifest:
             outputs=_tensors(values.pop("outputs")),
             class_names=tuple(values.pop("class_names")),
             evaluations=tuple(evaluation_from_dict(e) for e in values.pop("evaluations")),
+            regression_evaluations=tuple(
+                regression_evaluation_from_dict(e) for e in values.pop("regression_evaluations", ())
+            ),
             calibration=calibration_from_dict(fitted) if (fitted := values.pop("calibration", None)) else None,
             calibration_scores=(
                 calibration_scores_from_dict(found) if (found := values.pop("calibration_scores", None)) else None

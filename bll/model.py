@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bll import checkpoint, data
-from bll.blocks import build_block
+from bll.blocks import Block, build_block
 from bll.calibrated import Calibrated, exit_log_probs, fit_calibrated
 from bll.calibration import Calibration, CalibrationScores, score_calibration
 from bll.choices import TargetName
@@ -96,17 +96,8 @@ class TrainedModel:
     @classmethod
     def load(cls, plan: Plan, run_dir: Path, config_digest: str, root: Path | None = None) -> TrainedModel:
         """The network of the newest checkpoint in `run_dir`. Raises CheckpointError if there is none that fits."""
-        step = checkpoint.newest(run_dir, config_digest)
-        if step is None:
-            raise CheckpointError(f"{run_dir}: holds no checkpoint")
         senders, layers, readouts, tables = [], [], [], []
-        for index in range(plan.num_blocks):
-            tensors = checkpoint.load_block(run_dir, step, index, config_digest)
-            block = build_block(plan, index)
-            try:
-                block.load_state_dict(checkpoint.below("block.", tensors))
-            except RuntimeError as error:
-                raise CheckpointError(f"{run_dir}: step {step} does not fit block {index}: {error}") from error
+        for index, (block, tensors) in enumerate(loaded_blocks(plan, run_dir, config_digest)):
             senders.append(Sender(block.readout.family, plan.config, index))
             layers.append(block.layers)
             readouts.append(block.readout)
@@ -210,6 +201,14 @@ class TrainedModel:
         rows: Split = getattr(self._data(), split)
         return score_calibration(self.calibration, split, exit_log_probs(self.network, rows), rows.targets)
 
+    def scores(self) -> dict[str, Any]:
+        """The fields of a manifest that tell how good the model is."""
+        return {
+            "evaluations": tuple(self.evaluate(split) for split in self.splits),
+            "calibration": self.calibration,
+            "calibration_scores": self.evaluate_calibration("test") if "test" in self.splits else None,
+        }
+
     @property
     def splits(self) -> tuple[Literal["validation", "test"], ...]:
         """The splits that `evaluate` can score: `test` only if the data set sets test rows apart."""
@@ -258,16 +257,43 @@ class TrainedModel:
 
     def _batches(self, inputs: np.ndarray) -> list[Tensor]:
         """`inputs` as the network takes them. Raises DataError if it cannot."""
-        if inputs.shape[1:] != self.plan.input_shape or len(inputs) == 0:
-            expected = f"(rows, {', '.join(map(str, self.plan.input_shape))})"
-            raise DataError(f"inputs: shape must be {expected}, got {inputs.shape}")
-        if inputs.dtype not in (np.uint8, np.float32):
-            raise DataError(f"inputs: dtype must be float32 or uint8, got {inputs.dtype}")
         batch = max(1, min(_BATCH, _BATCH_SITES // self.plan.num_sites))
-        starts = range(0, len(inputs), batch)
-        return [torch.from_numpy(data.as_float(inputs[start : start + batch])) for start in starts]
+        return input_batches(inputs, self.plan.input_shape, batch)
 
     def _data(self) -> Dataset:
         if self._dataset is None:
             self._dataset = data.load(self.plan.config.data, self.plan.config.seed, self._root)
         return self._dataset
+
+
+def input_batches(inputs: np.ndarray, input_shape: tuple[int, ...], rows: int) -> list[Tensor]:
+    """`inputs` as a network takes them, `rows` at a time. Raises DataError for another shape or dtype."""
+    if inputs.shape[1:] != input_shape or len(inputs) == 0:
+        expected = f"(rows, {', '.join(map(str, input_shape))})"
+        raise DataError(f"inputs: shape must be {expected}, got {inputs.shape}")
+    if inputs.dtype not in (np.uint8, np.float32):
+        raise DataError(f"inputs: dtype must be float32 or uint8, got {inputs.dtype}")
+    starts = range(0, len(inputs), rows)
+    return [torch.from_numpy(data.as_float(inputs[start : start + rows])) for start in starts]
+
+
+def loaded_blocks(plan: Plan, run_dir: Path, config_digest: str) -> Iterator[tuple[Block, dict[str, Tensor]]]:
+    """Each block of the newest checkpoint in `run_dir`, and all that the checkpoint holds of it.
+
+    Raises CheckpointError if there is none that fits.
+    """
+    step = checkpoint.newest(run_dir, config_digest)
+    if step is None:
+        raise CheckpointError(f"{run_dir}: holds no checkpoint")
+    for index in range(plan.num_blocks):
+        tensors = checkpoint.load_block(run_dir, step, index, config_digest)
+        block = build_block(plan, index)
+        try:
+            block.load_state_dict(checkpoint.below("block.", tensors))
+        except RuntimeError as error:
+            raise CheckpointError(f"{run_dir}: step {step} does not fit block {index}: {error}") from error
+        yield block, tensors
+
+
+def _arrays(fields: Latent | LabelledPosterior) -> dict[str, np.ndarray]:
+    return {name: values.numpy() for name, values in fields._asdict().items()}

@@ -73,7 +73,8 @@ def _make(
     config: OptimizerConfig, rate: float, decayed: list[nn.Parameter], plain: list[nn.Parameter]
 ) -> torch.optim.Optimizer:
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    # Without a parameter, as the twin of m = 0 is, one empty group remains.
+    groups = [group for group in groups if group["params"]] or groups[:1]
     # Fused: one pass over each parameter, on CPU as on CUDA.
     if config.name is OptimizerName.ADAMW:
         return torch.optim.AdamW(groups, lr=rate, fused=True)

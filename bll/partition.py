@@ -15,7 +15,8 @@ from bll import data
 from bll.architectures import Layer, make_layers, with_widths
 from bll.architectures.modules import Layers, UserNetwork, UserPlan, user_network
 from bll.auxiliary import Auxiliary
-from bll.choices import Balance, ExecutorName, FamilyName, MessageName, ReadoutName, Rule, TwinName
+from bll.blocks import make_decoder, make_target_twin, normalize_layer
+from bll.choices import Balance, ExecutorName, FamilyName, MessageName, ReadoutName, Rule, TargetName, TwinName
 from bll.combinations import LOCAL_RULES, settled
 from bll.config import NetworkConfig, TrainingConfig
 from bll.costs import Cost, StepTimes, measure, step_times
@@ -28,7 +29,7 @@ from bll.plan import BlockPlan, Plan
 from bll.readouts import Readout, latent_units, make_readout
 from bll.seeding import global_generator
 from bll.sending import message_shape
-from bll.twins import make_twin
+from bll.twins import Twin, make_twin
 
 _FLOAT_BYTES = 4
 _RULES_OF_ROWS = {
@@ -56,6 +57,8 @@ def resolve(
     """
     config = settled(config)
     info = data.describe(config.data, config.seed, root)
+    if config.data.target is TargetName.INPUTS:
+        info = replace(info, class_names=(), target_shape=())
     if config.batch_size > info.train_rows:
         rule = f"must be at most the {info.train_rows} training rows, got {config.batch_size}"
         raise InvalidConfig([Violation("batch_size", rule)])
@@ -264,9 +267,15 @@ def _block_plan(
         next_layer = layers[end].build().to("meta") if _copies_next_layer(config, layers, end) else None
         readout = make_readout(output_shape, family, config.latent, next_layer, target_shape=info.target_shape)
         right_units = latent_units(right_shape, config.latent) if chained and right_shape else None
-        twin = make_twin(len(info.class_names), family, readout.units, right_units=right_units)
         auxiliary = Auxiliary(received, output_shape, len(info.class_names), config.loss, config.latent, block)
-    own = [*costs[start:end], *(measure(reader, output_shape) for reader in (readout, *auxiliary.readers()))]
+        own = [*costs[start:end], *(measure(reader, output_shape) for reader in (readout, *auxiliary.readers()))]
+        twin: Twin
+        if config.data.target is TargetName.INPUTS:
+            normalize = normalize_layer(info.input_shape, None)
+            twin = make_target_twin(config, normalize, info.input_shape, family, readout.units)
+            own.append(measure(make_decoder(config, normalize, info.input_shape, readout.units), (readout.units,)))
+        else:
+            twin = make_twin(len(info.class_names), family, readout.units, right_units=right_units)
     tables = [*twin.parameters(), *(auxiliary.prototypes.parameters() if auxiliary.prototypes else ())]
     return BlockPlan(
         first_layer=start,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from bll.choices import TargetName
 from bll.config import TrainingConfig
 
 
@@ -36,6 +37,7 @@ class Plan:
     blocks: tuple[BlockPlan, ...]
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...]
+    """Empty where targets are real-valued."""
     steps_per_epoch: int
     dataset_digest: str
     """SHA-256 of the data set's content, in hex."""
@@ -62,6 +64,16 @@ class Plan:
     def num_sites(self) -> int:
         """Classes to predict of each sample: 1, or the positions of its target."""
         return math.prod(self.target_shape)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether targets are real-valued: the inputs themselves."""
+        return self.config.data.target is TargetName.INPUTS
+
+    @property
+    def exit_values(self) -> int:
+        """Numbers that an exit says of one sample: log-probabilities, or a mean and a variance of each value."""
+        return 2 * math.prod(self.input_shape) if self.is_regression else self.num_sites * self.num_classes
 
     @property
     def total_steps(self) -> int:

@@ -15,8 +15,9 @@ from bll.errors import Diverged
 from bll.events import BlockProgress
 from bll.losses import LocalLoss, Objective
 from bll.plan import Plan
+from bll.regression import RegressionLoss, RegressionObjective
 from bll.twins import ClassTable
-from bll.uncertainty import marginal_posterior
+from bll.uncertainty import posterior_variance
 
 REPORTS_PER_EPOCH = 10
 
@@ -30,11 +31,11 @@ class ProgressMeter:
         self.interval = max(1, plan.steps_per_epoch // REPORTS_PER_EPOCH)
         self._clear()
 
-    def add(self, local: LocalLoss, targets_B: Tensor) -> None:
+    def add(self, local: LocalLoss | RegressionLoss, targets_B: Tensor) -> None:
         """Count one step. Nothing is read back from the device."""
         with torch.no_grad():
             self.loss += local.loss_B.mean()
-            self.correct += (local.log_probs_BC.argmax(1) == targets_B).sum()
+            self.correct += local.correct(targets_B)
         self.steps += 1
         self.sites += len(targets_B)
 
@@ -53,7 +54,13 @@ class ProgressMeter:
         return in_epoch == 0 or (in_epoch % self.interval == 0 and remaining >= self.interval)
 
     def report(
-        self, step: int, objective: Objective, alpha_BPD: Tensor, table: ClassTable, targets_B: Tensor, mixing: float
+        self,
+        step: int,
+        objective: Objective | RegressionObjective,
+        alpha_BPD: Tensor,
+        table: ClassTable,
+        targets_B: Tensor,
+        mixing: float,
     ) -> BlockProgress:
         """The statistics since the last report, with those of the messages of the last step. Then starts afresh.
 
@@ -64,7 +71,7 @@ class ProgressMeter:
             family = objective.family
             rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B], mixing)
             kl_B = family.kl(rho_BPD, alpha_BPD).sum(-1)
-            posterior = marginal_posterior(objective, alpha_BPD, table)
+            variance_BD = posterior_variance(objective, alpha_BPD, table, rho_BPD)
             agreement_B = agreement(alpha_BPD, table, targets_B)
         seconds = time.monotonic() - self.since
         result = BlockProgress(
@@ -73,8 +80,8 @@ class ProgressMeter:
             step=step,
             loss_nats=float(self.loss) / self.steps,
             kl_nats=float(kl_B.mean()),
-            accuracy=int(self.correct) / self.sites,
-            posterior_variance=float(posterior.variance_BD.mean()),
+            accuracy=float(self.correct) / self.sites,
+            posterior_variance=float(variance_BD.mean()),
             agreement=float(agreement_B.mean()),
             mixing=mixing,
             samples_per_s=self.sites / self.plan.num_sites / seconds,
@@ -90,7 +97,7 @@ class ProgressMeter:
 
     def _clear(self) -> None:
         self.loss = torch.zeros(())
-        self.correct = torch.zeros((), dtype=torch.int64)
+        self.correct = torch.zeros((), dtype=torch.float64)
         self.steps = self.sites = 0
         self.wait_s = 0.0
         self.restart_clock()

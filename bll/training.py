@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +15,16 @@ from torch import nn
 
 from bll import checkpoint
 from bll.architectures.modules import Layers
-from bll.choices import ExecutorName
+from bll.choices import ExecutorName, TargetName
 from bll.config import DiagnosticsConfig, ExecutorConfig, TrainingConfig
+from bll.errors import InvalidConfig, Violation
 from bll.events import CheckpointSaved, Event, RunEnded
 from bll.executors import make_executor
 from bll.model import TrainedModel
 from bll.partition import resolve
 from bll.plain import to_dict
 from bll.plan import Plan
+from bll.regression_model import RegressionModel
 from bll.wiring import BlockEnded, BlockSaved
 from bll.worker import Run
 
@@ -71,6 +73,10 @@ class Training:
         """The network of the newest checkpoint. Raises CheckpointError if there is none, or it is damaged."""
         return TrainedModel.load(self.plan, self.run_dir, _digest(self.plan), self.root)
 
+    def regression_model(self) -> RegressionModel:
+        """As `model`, of a run whose targets are real-valued."""
+        return RegressionModel.load(self.plan, self.run_dir, _digest(self.plan), self.root)
+
 
 def fit(
     config: TrainingConfig | None = None,
@@ -87,13 +93,43 @@ def fit(
     your own instead of `config.network`: its layers are its children; it is copied, and starts from its weights.
     Raises InvalidConfig or DataError before anything is trained, BlockFailed, Diverged or CheckpointError after.
     """
-    plan = resolve(config or TrainingConfig(), data_root, auto=ExecutorName.THREADS, network=network)
+    config = config or TrainingConfig()
+    if config.data.target is not TargetName.LABELS:
+        rule = f"must be 'labels' for fit; fit_regression takes real-valued targets, got '{config.data.target}'"
+        raise InvalidConfig([Violation("data.target", rule)])
+    plan = resolve(config, data_root, auto=ExecutorName.THREADS, network=network)
+    with _trained(plan, run_dir, data_root, on_event) as training:
+        return training.model()
+
+
+def fit_regression(
+    config: TrainingConfig,
+    *,
+    run_dir: Path | None = None,
+    data_root: Path | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    network: nn.Sequential | Layers | None = None,
+) -> RegressionModel:
+    """As `fit`, for real-valued targets: `data.target` must be `inputs`, and the network is an autoencoder."""
+    if config.data.target is TargetName.LABELS:
+        rule = f"must be 'inputs' for fit_regression; fit takes labels, got '{config.data.target}'"
+        raise InvalidConfig([Violation("data.target", rule)])
+    plan = resolve(config, data_root, auto=ExecutorName.THREADS, network=network)
+    with _trained(plan, run_dir, data_root, on_event) as training:
+        return training.regression_model()
+
+
+@contextmanager
+def _trained(
+    plan: Plan, run_dir: Path | None, root: Path | None, on_event: Callable[[Event], None] | None
+) -> Iterator[Training]:
+    """A run at its end, whose folder, if it has none of its own, is there as long as the context."""
     with tempfile.TemporaryDirectory(prefix="bll-") as temporary:
-        training = Training(plan, run_dir or Path(temporary), data_root)
+        training = Training(plan, run_dir or Path(temporary), root)
         for event in training.events():
             if on_event:
                 on_event(event)
-        return training.model()
+        yield training
 
 
 def _digest(plan: Plan) -> str:

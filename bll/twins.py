@@ -1,7 +1,8 @@
 """Backward twins: from targets to messages log beta_k(z; y) = <b_k(y), T(z)> + d_k(y).
 
-The messages of all classes of boundary k are one *class table*: they do not depend on x.
-Shapes: C classes, P natural parameters per unit, D units.
+The messages of all classes of boundary k are one *class table*: they do not depend on x. Real-valued targets are no
+finite set: the table of a step then has a row for each row of its batch.
+Shapes: C classes, P natural parameters per unit, D units, Y the shape of one real-valued target.
 """
 
 from __future__ import annotations
@@ -55,6 +56,50 @@ class ChainTwin(nn.Module):
         assert right is not None, "a chain twin needs the table of the next block"
         raw = self.layers(right.flatten(1)).unflatten(1, (self.family.num_parameters, self.units))
         return ClassTable(self.family.message(raw), self.offset)
+
+
+class EncoderTwin(nn.Module):
+    """b_k(y) = g_k(y) of real-valued targets: one hidden layer on the target itself."""
+
+    def __init__(
+        self, normalize: nn.Module, target_values: int, hidden_units: int, family: Family, units: int, *, offset: bool
+    ) -> None:
+        """`normalize` brings targets to unit scale; `offset`: d_k(y), which only a loss among targets can learn."""
+        super().__init__()
+        self.family = family
+        self.units = units
+        self.hidden = nn.Sequential(normalize, nn.Flatten(), nn.Linear(target_values, hidden_units), nn.ReLU())
+        self.message = nn.Linear(hidden_units, family.num_parameters * units)
+        if family.num_parameters == 2:
+            nn.init.constant_(self.message.bias[units:], -3.0)  # as in a class table: hardly narrows the posterior
+        self.offset = nn.Linear(hidden_units, 1) if offset else None
+
+    def forward(self, right: Tensor | None) -> ClassTable:
+        """The messages of the batch's targets, `right`, of shape (B, *Y): a row for each."""
+        assert right is not None, "an encoder needs targets"
+        hidden = self.hidden(right)
+        raw = self.message(hidden).unflatten(1, (self.family.num_parameters, self.units))
+        offset_C = self.offset(hidden).squeeze(1) if self.offset else torch.zeros_like(raw[:, 0, 0])
+        return ClassTable(self.family.message(raw), offset_C)
+
+
+class SilentTwin(nn.Module):
+    """log beta_k = 0 whatever the target: for m = 0, where no loss would train an encoder."""
+
+    def __init__(self, family: Family, units: int) -> None:
+        super().__init__()
+        self.family = family
+        self.units = units
+
+    def forward(self, right: Tensor | None) -> ClassTable:
+        """A row for each row of the batch's targets, `right`."""
+        assert right is not None, "a table needs to know the batch"
+        return ClassTable(
+            right.new_zeros(len(right), self.family.num_parameters, self.units), right.new_zeros(len(right))
+        )
+
+
+Twin = TableTwin | ChainTwin | EncoderTwin | SilentTwin
 
 
 def make_twin(num_classes: int, family: Family, units: int, *, right_units: int | None) -> TableTwin | ChainTwin:

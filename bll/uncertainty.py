@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bll.losses import Objective
+from bll.regression import RegressionObjective
 from bll.twins import ClassTable
 
 
@@ -124,6 +125,16 @@ def labelled(objective: Objective, alpha_BPD: Tensor, table: ClassTable, targets
     family = objective.family
     rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B])
     return LabelledPosterior(family.mean(rho_BPD), family.variance(rho_BPD), family.kl(rho_BPD, alpha_BPD).sum(-1))
+
+
+def posterior_variance(
+    objective: Objective | RegressionObjective, alpha_BPD: Tensor, table: ClassTable, rho_BPD: Tensor
+) -> Tensor:
+    """Var[z_k] as far as a prediction knows it, shape (B, D): with classes marginalised; of real-valued targets, which
+    are the inputs, under the posterior `rho_BPD` itself."""
+    if isinstance(objective, RegressionObjective):
+        return objective.family.variance(rho_BPD)
+    return marginal_posterior(objective, alpha_BPD, table).variance_BD
 
 
 def predict(objective: Objective, alphas: list[Tensor], tables: list[ClassTable]) -> Prediction:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bll.blocks import first_layer_weights
-from bll.events import BlockDiagnostics, BlockProgress, Evaluation
+from bll.events import BlockDiagnostics, BlockProgress, Evaluation, RegressionEvaluation
 from bll.families import make_family
 from bll.messages import Channel
 from bll.plan import Plan
@@ -34,7 +34,7 @@ class BlockEnded:
     step: int
 
 
-WorkerEvent = BlockProgress | BlockDiagnostics | Evaluation | BlockSaved | BlockEnded
+WorkerEvent = BlockProgress | BlockDiagnostics | Evaluation | RegressionEvaluation | BlockSaved | BlockEnded
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def wire(
     for blocks in workers[:-1]:
         last = blocks[-1]
         message = math.prod(message_shape(plan.blocks[last].output_shape, family, config.latent))
-        scalars = batch * (message + (last + 1) * plan.num_sites * plan.num_classes)
+        scalars = batch * (message + (last + 1) * plan.exit_values)
         rightward.append(make_channel(config.executor.messages_in_flight, 4 * scalars))
         if carried(config):
             # At most delay + 1 versions wait while their block is ahead, and one is on its way at each end.

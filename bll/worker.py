@@ -20,19 +20,20 @@ import torch
 from torch import Tensor
 
 from bll import checkpoint, data
-from bll.blocks import build_block
+from bll.blocks import build_block, make_objective
 from bll.choices import Augmentation
 from bll.data import Dataset
 from bll.diagnostics import Examiner, Standing, Step
 from bll.errors import CheckpointError
 from bll.exits import EvaluationMeter
-from bll.losses import Objective
 from bll.messages import Kind, Packet
 from bll.mixing import Mixing
 from bll.optimizers import BlockOptimizer
 from bll.plan import Plan
 from bll.progress import ProgressMeter
 from bll.readouts import flat_parameters
+from bll.regression import RegressionLoss, RegressionObjective
+from bll.regression_scores import RegressionMeter, make_meter
 from bll.seeding import derive
 from bll.sending import Sender
 from bll.twins import ClassTable
@@ -121,8 +122,9 @@ class BlockWorker:
         self.links = links
         self.keeps_graph = keeps_graph
         self.is_first = index == 0
-        self.block = build_block(run.plan, index, data.statistics(dataset.train) if self.is_first else None)
-        self.objective = Objective(self.block.readout.family, self.config.loss)
+        needs_statistics = self.is_first or self.plan.is_regression
+        self.block = build_block(run.plan, index, data.statistics(dataset.train) if needs_statistics else None)
+        self.objective = make_objective(self.block, self.config.loss)
         self.sender = Sender(self.block.readout.family, self.config, index)
         self.draws = torch.Generator()
         self.mixing = Mixing(self.config.mixing)
@@ -140,7 +142,7 @@ class BlockWorker:
         self.versions = OwnVersions(
             run.plan.config, links.backward_out, {"table": self._table, "first_layer": self._first_layer}
         )
-        self.evaluation: EvaluationMeter | None = None
+        self.evaluation: EvaluationMeter | RegressionMeter | None = None
         self.saved_step = run.start_step
         if run.start_step:
             self._restore(run.start_step)
@@ -150,7 +152,10 @@ class BlockWorker:
     def train_step(self, step: int) -> None:
         """Receive msg_{k-1}(t), send msg_k(t), then learn from the local loss L_k and the terms beside it."""
         taken = self.forward_step(step)
-        self.block.credit.backward(taken.loss, taken.local.log_probs_BC, taken.targets_B)
+        if isinstance(taken.local, RegressionLoss):
+            torch.autograd.backward(taken.loss)
+        else:
+            self.block.credit.backward(taken.loss, taken.local.log_probs_BC, taken.targets_B)
         self.update(taken)
 
     def forward_step(self, step: int) -> Step:
@@ -160,6 +165,11 @@ class BlockWorker:
         targets_B = self.train_targets[rows].flatten()  # from here on, B counts sites: rows, or their positions
         received = self._training_inputs(step, rows) if self.is_first else self._take(Kind.TRAIN, step)[0]
         right = self.right.at(step)
+        targets, told = targets_B, right.table
+        if self.plan.is_regression:
+            # Each target of the batch is a class of its own: its table has a row for each row.
+            targets = told = received if self.is_first else self._training_inputs(step, rows)
+            targets_B = torch.arange(len(rows))
         block, sender = self.block, self.sender
         block.train()
         block.follow(right)
@@ -168,7 +178,7 @@ class BlockWorker:
         if not sender.reads_latent:
             self._send(epoch, step, sender.of_output(output))
         alpha_BPD = block.readout(output)
-        table = block.twin(right.table)
+        table = block.twin(told)
         mixing = self.mixing.at(epoch)
         if sender.reads_latent and self.links.outbox:
             with torch.set_grad_enabled(self.keeps_graph):
@@ -176,7 +186,7 @@ class BlockWorker:
                 message = sender.training_message(output, alpha_BPD, beta_BPD, mixing, epoch, step)
             self._send(epoch, step, message)
         self.draws.manual_seed(derive(config.seed, "loss", self.index, step))
-        local = self.objective.loss(alpha_BPD, table, targets_B, mixing, self.draws)
+        local = self.objective.loss(alpha_BPD, table, targets, mixing, self.draws)
         self.progress.add(local, targets_B)
         if self.progress.is_due(step + 1):
             report = self.progress.report(step + 1, self.objective, alpha_BPD, table, targets_B, mixing)
@@ -239,21 +249,28 @@ class BlockWorker:
         self.block.eval()
         output = self.block.layers(hidden)
         alpha_BPD = self.block.readout(output)
-        table = self.block.twin(self.right.at(step).table)
-        exit_BC = self.objective.exit_log_probs(alpha_BPD, table)
-        exits_KBC = torch.cat((*exits, exit_BC.unsqueeze(0)))
+        exit_BX = self._exit(alpha_BPD, step)
+        exits_KBX = torch.cat((*exits, exit_BX.unsqueeze(0)))
         self.progress.restart_clock()
         epoch = step // self.plan.steps_per_epoch - 1
         if self.links.outbox:
             message = self.sender.message(output, alpha_BPD)
-            self.links.outbox.send(Packet(Kind.EVALUATE, epoch, batch, (message, exits_KBC)))
+            self.links.outbox.send(Packet(Kind.EVALUATE, epoch, batch, (message, exits_KBX)))
             return
         if batch == 0:
-            self.evaluation = EvaluationMeter("validation", self.plan)
+            self.evaluation = make_meter("validation", self.plan)
         assert self.evaluation is not None
-        self.evaluation.add(exits_KBC.numpy(), self.validation_targets[span].flatten().numpy())
+        of_classes = self.validation_targets[span].flatten().numpy()
+        targets = self.dataset.validation.inputs[span] if self.plan.is_regression else of_classes
+        self.evaluation.add(exits_KBX.numpy(), targets)
         if batch == self.num_validation_batches - 1:
             self.links.emit(self.evaluation.evaluation(epoch, step))
+
+    def _exit(self, alpha_BPD: Tensor, step: int) -> Tensor:
+        """What this block's exit says of each row: log-probabilities, or mean and variance."""
+        if isinstance(self.objective, RegressionObjective):
+            return self.objective.exit(alpha_BPD)
+        return self.objective.exit_log_probs(alpha_BPD, self.block.twin(self.right.at(step).table))
 
     # The stream -------------------------------------------------------------------------------------------------
 
@@ -302,10 +319,11 @@ class BlockWorker:
         if step == self.saved_step:
             return
         self.progress.check_finite(step)
-        with torch.no_grad():
-            table = self.block.twin(self.right.at(step).table)
         tensors = {f"block.{name}": tensor for name, tensor in self.block.state_dict().items()}
-        tensors |= {f"table.{name}": tensor.clone() for name, tensor in table._asdict().items()}
+        if not self.plan.is_regression:
+            with torch.no_grad():
+                table = self.block.twin(self.right.at(step).table)
+            tensors |= {f"table.{name}": tensor.clone() for name, tensor in table._asdict().items()}
         tensors |= self.optimizer.state() | {"mixing": self.mixing.state()} | self.versions.state()
         digest = checkpoint.save_block(self.run.run_dir, step, self.index, tensors)
         self.saved_step = step

@@ -109,6 +109,14 @@ SPECS: dict[str, dict[str, Any]] = {
         "network": {"architecture": "mlp", "widths": [12, 12]},
         "blocks": {"num_blocks": 2},
     },
+    "autoencoder_samples_augmentation": {
+        "data": {"name": "digits", "target": "inputs", "augmentation": "shift_flip"},
+        "network": {"architecture": "conv_autoencoder", "widths": [4, 6], "dropout": 0.1},
+        "blocks": {"num_blocks": 2},
+        "latent": {"units": 8, "readout_units": 16},
+        "loss": {"name": "decoder", "samples": 2},
+        "mixing": {"schedule": "auto", "start": 1.0, "end": 0.0},
+    },
     "one_block": {"network": {"architecture": "mlp", "widths": [16]}, "blocks": {"num_blocks": 1}},
     "feedback_alignment_cnn": {"rule": "feedback_alignment", "network": {"widths": [4, 8]}},
     "target_propagation_dropout": {
@@ -150,7 +158,8 @@ def train(plan: Plan, run_dir: Path, *, stop_after: int | None = None) -> list[E
 
 def digest_of(run_dir: Path, plan: Plan) -> str:
     """SHA-256 over every tensor of every block's newest checkpoint: weights, statistics, moments, tables."""
-    model = Training(plan, run_dir).model()
+    training = Training(plan, run_dir)
+    model = training.regression_model() if plan.is_regression else training.model()
     step = plan.total_steps
     folder = run_dir / "checkpoints" / f"step-{step:09d}"
     content = hashlib.sha256()
@@ -209,6 +218,7 @@ def test_weights_are_bit_identical_to_the_sequential_loop(
         "target_propagation_dropout",
         "transformer_of_sequences",
         "prototype",
+        "autoencoder_samples_augmentation",
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(

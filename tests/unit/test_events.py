@@ -15,6 +15,8 @@ from bll.events import (
     Evaluation,
     Event,
     Figure,
+    RegressionEvaluation,
+    RegressionScores,
     RunEnded,
     Scores,
     from_json,
@@ -24,6 +26,7 @@ from bll.events import (
 numbers = st.floats(allow_nan=False)
 counts = st.integers(0, 2**53)
 scores = st.builds(Scores, numbers, numbers, numbers, numbers)
+regression_scores = st.builds(RegressionScores, *[numbers] * 6)
 events = st.one_of(
     st.builds(BlockProgress, counts, counts, counts, *[numbers] * 8),
     st.builds(
@@ -39,6 +42,16 @@ events = st.one_of(
         st.text(),
         st.text(),
         st.lists(st.builds(Figure, st.text(), numbers), max_size=3).map(tuple),
+    ),
+    st.builds(
+        RegressionEvaluation,
+        st.text(),
+        counts,
+        counts,
+        counts,
+        regression_scores,
+        st.lists(regression_scores, max_size=3).map(tuple),
+        numbers,
     ),
     st.builds(CheckpointSaved, counts, counts),
     st.builds(RunEnded, counts, st.booleans()),

@@ -1,10 +1,12 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bll.config import BlocksConfig, DataConfig, NetworkConfig, TrainingConfig
+from bll.choices import LossName, TargetName
+from bll.config import BlocksConfig, DataConfig, LossConfig, NetworkConfig, TrainingConfig
 from bll_server.errors import InvalidRequest, ShuttingDown
 from bll_server.jobs.planner import Planner
 from bll_server.jobs.records import plan_from_json, plan_to_json
@@ -46,6 +48,14 @@ def test_a_plan_that_takes_too_long_is_refused(tmp_path: Path) -> None:
     planner = Planner(tmp_path, timeout_s=0.01)  # torch alone takes longer
     with pytest.raises(InvalidRequest, match=r"job\.spec: must be plannable"):
         planner.plan(SMALL)
+    planner.close()
+
+
+def test_real_valued_targets_are_not_served(tmp_path: Path) -> None:
+    planner = Planner(tmp_path)
+    data = DataConfig("digits", target=TargetName.INPUTS)
+    with pytest.raises(InvalidRequest, match=r"job\.spec\.data\.target: must be 'labels'"):
+        planner.plan(replace(SMALL, data=data, loss=LossConfig(LossName.DECODER)))
     planner.close()
 
 

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from bll.choices import TargetName
 from bll.config import TrainingConfig
 from bll.errors import DataError, InvalidConfig, Violation
 from bll.plain import from_dict, to_dict
@@ -48,6 +49,9 @@ class Planner:
 
     def plan(self, config: TrainingConfig) -> Plan:
         """What `config` comes to. Raises InvalidRequest with paths of a request, Overloaded."""
+        if config.data.target is not TargetName.LABELS:
+            rule = f"must be 'labels' for a job of the service, which serves classes, got '{config.data.target}'"
+            raise InvalidRequest(Violation("job.spec.data.target", rule))
         if not self._busy.acquire(timeout=self._timeout_s):
             raise Overloaded("the planner is busy with other jobs")
         try:

@@ -7,7 +7,17 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from bll.config import TrainingConfig
-from bll.events import Alarm, BlockDiagnostics, BlockProgress, CheckpointSaved, Evaluation, RunEnded, from_json, to_json
+from bll.events import (
+    Alarm,
+    BlockDiagnostics,
+    BlockProgress,
+    CheckpointSaved,
+    Evaluation,
+    RegressionEvaluation,
+    RunEnded,
+    from_json,
+    to_json,
+)
 from bll.plain import from_dict, to_dict
 from bll.plan import BlockPlan, Plan
 from bll_server.jobs.states import State
@@ -118,5 +128,5 @@ def event_from_json(text: str) -> StateChange | RunEvent:
     if values["event"] == "StateChange":
         return StateChange(State(values["state"]), values["reason"])
     event = from_json(text)
-    assert not isinstance(event, RunEnded)
+    assert not isinstance(event, RunEnded | RegressionEvaluation)
     return event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bll.events import BlockProgress, RunEnded, from_json
+from bll.events import BlockProgress, RegressionEvaluation, RunEnded, from_json
 from bll.plan import Plan
 from bll_server.jobs.records import Failure, Progress, RunEvent
 
@@ -35,7 +35,7 @@ class Report:
                 event = from_json(line)
                 if isinstance(event, BlockProgress):
                     self._blocks[event.block] = event
-                return None if isinstance(event, RunEnded) else event
+                return None if isinstance(event, RunEnded | RegressionEvaluation) else event
         return None
 
     def progress(self) -> Progress | None:
