@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from bll import checkpoint
+from bll.alarms import Watch
 from bll.architectures.modules import Layers
 from bll.choices import ExecutorName, TargetName
 from bll.config import DiagnosticsConfig, ExecutorConfig, TrainingConfig
@@ -51,6 +52,7 @@ class Training:
             return
         saved: dict[int, dict[int, str]] = defaultdict(dict)
         self._executor.launch(Run(self.plan, digest, self.run_dir, self.root, start))
+        watch = Watch(self.plan)
         with closing(self._executor.events()) as events:
             for event in events:
                 match event:
@@ -63,6 +65,7 @@ class Training:
                         ended.append(step)
                     case _:
                         yield event
+                        yield from watch.observe(event)
         yield RunEnded(ended[0], finished=ended[0] == self.plan.total_steps)
 
     def stop(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 from bll.choices import ExecutorName
 from bll.config import DataConfig, TrainingConfig
 from bll.errors import BllError, BlockFailed, Diverged
-from bll.events import BlockDiagnostics, BlockProgress, CheckpointSaved, Evaluation, Event, RunEnded
+from bll.events import Alarm, BlockDiagnostics, BlockProgress, CheckpointSaved, Evaluation, Event, RunEnded
 from bll.partition import resolve
 from bll.plain import from_dict
 from bll.plan import Plan
@@ -116,6 +116,12 @@ SPECS: dict[str, dict[str, Any]] = {
         "latent": {"units": 8, "readout_units": 16},
         "loss": {"name": "decoder", "samples": 2},
         "mixing": {"schedule": "auto", "start": 1.0, "end": 0.0},
+    },
+    "too_slow_to_learn": {
+        "network": {"architecture": "mlp", "widths": [12, 12, 12]},
+        "blocks": {"num_blocks": 3},
+        "optimizer": {"learning_rate": 1e-6},
+        "epochs": 4,
     },
     "one_block": {"network": {"architecture": "mlp", "widths": [16]}, "blocks": {"num_blocks": 1}},
     "feedback_alignment_cnn": {"rule": "feedback_alignment", "network": {"widths": [4, 8]}},
@@ -246,6 +252,11 @@ def test_a_run_goes_on_under_another_executor(
     plan = plan_of(SPECS[key], name, messages_in_flight=1, checkpoint_steps=3)
     train(plan, tmp_path)
     assert digest_of(tmp_path, plan) == reference[key][0]
+
+
+def test_a_run_that_does_not_learn_raises_alarms(reference: dict[str, tuple[str, list[Event]]]) -> None:
+    """Which `test_weights_are_bit_identical_to_the_sequential_loop` finds again on every executor."""
+    assert any(isinstance(event, Alarm) for event in reference["too_slow_to_learn"][1])
 
 
 @every_executor
