@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import pytest
 from rich.console import Console
 
-from bll_client import BlockPlan, BlockProgress, Job, JobEvent, JobPlan, JobState, StateChange
-from bll_client.cli.watching import LiveView
+from bll_client import (
+    Alarm,
+    AlarmSignature,
+    BlockDiagnostics,
+    BlockPlan,
+    BlockProgress,
+    Job,
+    JobEvent,
+    JobPlan,
+    JobState,
+    StateChange,
+)
+from bll_client.cli.watching import LineView, LiveView
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 BLOCK = BlockPlan(0, ("dense 8",), 72, 144, (8,), 4096)
@@ -69,3 +82,23 @@ def test_blocks_are_shown_even_where_no_plan_is_known() -> None:
     view.show(progress(3, 7, 100.0))
     assert "7/0" not in drawn(view)
     assert "0.5000" in drawn(view)
+
+
+ALARM = Alarm(AlarmSignature.LOSS_PLATEAU, 2, 4, 40, "it stands still", "a richer latent.readout", ())
+_FIGURES: list[Any] = [0] * 25
+DIAGNOSTICS = BlockDiagnostics(*_FIGURES)
+
+
+def test_an_alarm_is_one_line_with_cause_and_remedy_and_diagnostics_are_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    view = LineView()
+    view.show(JobEvent(1, NOW, DIAGNOSTICS))
+    view.show(JobEvent(2, NOW, ALARM))
+    (shown,) = capsys.readouterr().out.splitlines()
+    expected = "alarm loss_plateau, block 2 epoch 4: it stands still; remedy: a richer latent.readout"
+    assert shown.endswith(expected)
+    live = LiveView(JOB)
+    live.show(JobEvent(1, NOW, DIAGNOSTICS))
+    live.show(JobEvent(2, NOW, ALARM))
+    assert expected in drawn(live)
