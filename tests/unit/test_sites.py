@@ -15,7 +15,7 @@ from bll import data as datasets
 from bll.choices import LossName, ReadoutName
 from bll.config import LatentConfig, LossConfig
 from bll.errors import DataError, InvalidConfig
-from bll.evaluation import ScoreMeter
+from bll.evaluation import ScoreMeter, mean_iou
 from bll.export import TOLERANCE
 from bll.families import Bernoulli, Gaussian
 from bll.losses import Objective
@@ -176,4 +176,31 @@ def test_a_model_of_sequences_is_exported_with_its_positions(tmp_path: Path) -> 
     assert shapes["exit_probabilities"] == (-1, 2, 16, 16)
     assert shapes["entropy"] == (-1, 16)
     assert shapes["forward_variance"] == (-1, 2)
+    assert manifest.parity <= TOLERANCE
+
+
+def test_pixels_learned_on_coarser_maps_are_exported_at_their_own_size(tmp_path: Path) -> None:
+    """Images of 6x6 whose blocks end with maps of 6x6 and 3x3; pixels are classed by their quadrant's brightness."""
+    generator = np.random.default_rng(0)
+    bright_BHW = generator.integers(0, 2, (400, 2, 2)).repeat(3, 1).repeat(3, 2)
+    images = (bright_BHW * 128 + generator.integers(0, 100, bright_BHW.shape)).astype(np.uint8)
+    np.savez(tmp_path / "pixels.npz", x=images, y=bright_BHW)
+    run_config = config(
+        data={"name": "npz", "path": "pixels.npz"},
+        network={"widths": [4, 8]},
+        optimizer={"learning_rate": 0.02, "backward_learning_rate": 0.02},
+        epochs=6,
+    )
+    model = fit(run_config, data_root=tmp_path)
+    assert [block.output_shape for block in model.plan.blocks] == [(4, 6, 6), (8, 3, 3)]
+    evaluation = model.evaluate("validation")
+    assert evaluation.mixture.accuracy > 0.9
+    assert evaluation.rows == 40
+    assert mean_iou(model.confusion("validation")) > 0.8
+    manifest = model.export(tmp_path / "model")
+    shapes = {output.name: output.shape for output in manifest.outputs}
+    assert shapes["probabilities"] == (-1, 6, 6, 2)
+    assert shapes["exit_probabilities"] == (-1, 2, 6, 6, 2)
+    assert shapes["output_variance"] == (-1, 6, 6)
+    assert shapes["posterior_variance"] == (-1, 2)
     assert manifest.parity <= TOLERANCE
