@@ -184,14 +184,18 @@ class TrainedModel:
             meter.add(np.log(np.maximum(exits_NBC, smallest)), targets.reshape(-1))
         return meter.evaluation(self.plan.config.epochs - 1, self.plan.total_steps)
 
-    def confusion(self, split: Literal["validation", "test"]) -> np.ndarray:
-        """How often each class, by row, is predicted as each, by column, in the mixture on a split: shape (C, C).
+    def confusion(self, split: Literal["validation", "test"], exit_index: int | None = None) -> np.ndarray:
+        """How often each class, by row, is predicted as each, by column, on a split: shape (C, C).
 
-        `bll.evaluation.mean_iou` scores a segmentation by it. Raises DataError if the split has no rows.
+        By the mixture, or by one exit. `bll.evaluation.mean_iou` scores a segmentation by it. Raises DataError if the
+        split has no rows.
         """
         counts_CC = np.zeros((self.plan.num_classes,) * 2, dtype=np.int64)
         for answers, targets in self._over(split):
-            counts_CC += confusion(answers["probabilities"].argmax(-1), targets, self.plan.num_classes)
+            probabilities = answers["probabilities"]
+            if exit_index is not None:
+                probabilities = answers["exit_probabilities"][:, exit_index]
+            counts_CC += confusion(probabilities.argmax(-1), targets, self.plan.num_classes)
         return counts_CC
 
     def evaluate_calibration(self, split: Literal["validation", "test"]) -> CalibrationScores | None:

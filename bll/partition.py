@@ -159,7 +159,7 @@ def _check_targets(config: TrainingConfig, info: DataInfo) -> None:
         found.append(
             Violation("rule", f"must be one that needs no class of the whole row {where}, got '{config.rule}'")
         )
-    if config.loss.similarity:
+    elif config.loss.similarity:
         found.append(Violation("loss.similarity", f"must be 0 {where}, got {config.loss.similarity:g}"))
     if found:
         raise InvalidConfig(found)

@@ -153,6 +153,8 @@ def test_every_position_is_scored_and_every_row_is_counted() -> None:
     counts_CC = model.confusion("test")
     assert counts_CC.sum() == 2000 * 16
     assert np.trace(counts_CC) / counts_CC.sum() == pytest.approx(evaluation.mixture.accuracy)
+    for exit_index, scores in enumerate(evaluation.exits):
+        assert np.trace(model.confusion("test", exit_index)) / counts_CC.sum() == pytest.approx(scores.accuracy)
 
 
 def test_every_position_has_latents_of_its_own() -> None:
