@@ -87,6 +87,8 @@ class Objective:
                 return LocalLoss(kl_B - expected_B, log_probs_BC)
             case LossName.DIVERGENCE:
                 return LocalLoss(kl_B, log_probs_BC)
+            case LossName.IN_BATCH | LossName.DECODER:
+                raise AssertionError("losses of real-valued targets are in bll.regression")
 
     def _sampled(self, rho_BPD: Tensor, table: ClassTable, generator: Generator | None) -> Tensor:
         """log softmax_y(log beta(z; y)) at draws z from rho, shape (S, B, C)."""

@@ -166,7 +166,7 @@ def test_local_classifiers_have_the_gradients_of_plain_cross_entropy_with_a_line
     head = nn.Linear(block.readout.units, 10)
     with torch.no_grad():
         head.weight.copy_(block.twin.table[:, 0])  # type: ignore[index]
-        head.bias.copy_(block.twin.offset)
+        head.bias.copy_(block.twin.offset)  # type: ignore[arg-type]
     loss = F.cross_entropy(head(block.readout.layers(block.layers(received))), targets_B)  # type: ignore[operator]
     forward = block.forward_parameters()
     expected = torch.autograd.grad(loss, [*forward, head.weight, head.bias])
