@@ -17,8 +17,9 @@ import numpy as np
 import bll
 from benchmarks.method.trials import Trial
 from bll.checkpoint import write_atomically
+from bll.choices import TargetName
 from bll.config import TrainingConfig
-from bll.training import fit
+from bll.training import fit, fit_regression
 
 _BATCH = 32
 _BATCHES = 4
@@ -52,7 +53,8 @@ def _probe(config: TrainingConfig, data_root: Path | None) -> str:
     batch = min(_BATCH, config.batch_size)
     data = replace(config.data, train_rows=_BATCHES * batch, validation_rows=2 * batch)
     epochs = min(_EPOCHS, config.epochs)
-    model = fit(replace(config, data=data, batch_size=batch, epochs=epochs), data_root=data_root)
+    train = fit if config.data.target is TargetName.LABELS else fit_regression
+    model = train(replace(config, data=data, batch_size=batch, epochs=epochs), data_root=data_root)
     predictions = model.predict(model.validation_inputs(batch))
     digest = hashlib.sha256()
     for name in sorted(name for name in predictions if name.startswith("exit_")):

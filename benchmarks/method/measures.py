@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from bll import data
 from bll.checkpoint import write_atomically
 from bll.config import TrainingConfig
 from bll.evaluation import ScoreMeter, mean_iou
-from bll.events import CheckpointSaved, Event
+from bll.events import CheckpointSaved, Event, RegressionScores, Scores
 from bll.model import TrainedModel
+from bll.plan import Plan
 from bll.selective import aurc, error_auroc
-from bll.training import fit
+from bll.training import fit, fit_regression
 
 _BATCH = 1000
 _ELAPSED = "elapsed.json"
@@ -84,6 +85,17 @@ def segmentation(task: Task) -> Measured:
     return Measured(figures, {}, model.plan.config.blocks.cuts)
 
 
+def reconstruction(task: Task) -> Measured:
+    """Train and score real-valued targets: error, likelihood, intervals, and how variances rank errors."""
+    clock = Clock(task.run_dir)
+    model = fit_regression(task.config, run_dir=task.run_dir, data_root=task.data_root, on_event=clock.event)
+    figures, evaluation = costs(model.plan, clock), model.evaluate("test")
+    figures |= _flat({"mixture": evaluation.mixture} | _exits(evaluation.exits))
+    mixture = evaluation.mixture
+    figures["mixture.rank_above_map"] = mixture.rank_correlation - mixture.map_rank_correlation
+    return Measured(figures, {}, model.plan.config.blocks.cuts)
+
+
 def smoke(task: Task) -> Measured:
     """Train a few steps: step time and memory, no scores."""
     model, figures = trained(task)
@@ -94,13 +106,17 @@ def trained(task: Task) -> tuple[TrainedModel, dict[str, float]]:
     """The model, and what its training cost. A run that was cut short goes on from its last checkpoint."""
     clock = Clock(task.run_dir)
     model = fit(task.config, run_dir=task.run_dir, data_root=task.data_root, on_event=clock.event)
-    blocks, steps = model.plan.blocks, model.plan.total_steps
-    return model, {
-        "parameters": sum(block.parameters for block in blocks),
-        "mflops": sum(block.flops for block in blocks) / 1e6,
+    return model, costs(model.plan, clock)
+
+
+def costs(plan: Plan, clock: Clock) -> dict[str, float]:
+    """Size of the network, and time and memory of its training in this process."""
+    return {
+        "parameters": sum(block.parameters for block in plan.blocks),
+        "mflops": sum(block.flops for block in plan.blocks) / 1e6,
         "train_wall_s": clock.wall_s,
         "train_cpu_s": clock.cpu_s,
-        "step_ms": clock.cpu_s / steps * 1e3,
+        "step_ms": clock.cpu_s / plan.total_steps * 1e3,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -145,8 +161,17 @@ def ranking(log_mixture_BC: np.ndarray, targets_B: np.ndarray) -> dict[str, floa
 def _evaluated(model: TrainedModel) -> dict[str, float]:
     """The library's own scores of every prediction on test rows."""
     evaluation = model.evaluate("test")
-    named = {"mixture": evaluation.mixture, "product": evaluation.product}
-    named |= {f"exit{k}": values for k, values in enumerate(evaluation.exits, 1)}
+    return _flat({"mixture": evaluation.mixture, "product": evaluation.product} | _exits(evaluation.exits))
+
+
+AnyScores = Scores | RegressionScores
+
+
+def _exits(scores_K: Sequence[AnyScores]) -> dict[str, AnyScores]:
+    return {f"exit{k}": values for k, values in enumerate(scores_K, 1)}
+
+
+def _flat(named: Mapping[str, AnyScores]) -> dict[str, float]:
     return {
         f"{name}.{score.removesuffix('_nats')}": value
         for name, values in named.items()

@@ -19,6 +19,7 @@ _BY_ROW = ("accuracy", "nll", "error_auroc")
 
 _UNITS = {
     "nll": "nats",
+    "mse": "squared units of the target",
     "mixture_gap": "nats",
     "parameters": "parameters",
     "mflops": "MFLOP",
