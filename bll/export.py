@@ -22,8 +22,7 @@ from bll.errors import ExportError
 from bll.manifest import MODEL_FILE, Manifest, TensorInfo
 
 if TYPE_CHECKING:  # the model's own `export` calls this module
-    from bll.model import TrainedModel
-    from bll.regression_model import RegressionModel
+    from bll.trained import Trained
 
 TOLERANCE = 1e-4
 """Largest absolute difference allowed between an output of the graph and of the network."""
@@ -34,7 +33,7 @@ _PARITY_ROWS = (1, 7, 64)
 """Batch sizes compared: one alone, an odd one, a full one."""
 
 
-def export(model: TrainedModel | RegressionModel, directory: Path) -> Manifest:
+def export(model: Trained, directory: Path) -> Manifest:
     """Write `model.onnx` and `manifest.json` into `directory`, both on disk when it returns.
 
     The graph takes `input`, float32 of shape (batch, *input_shape), and answers with every field of
@@ -63,7 +62,7 @@ def export(model: TrainedModel | RegressionModel, directory: Path) -> Manifest:
     return manifest
 
 
-def _graph(model: TrainedModel | RegressionModel) -> bytes:
+def _graph(model: Trained) -> bytes:
     """The network with its exits, heads and uncertainties, class tables as constants, in ONNX."""
     example = torch.zeros(2, *model.plan.input_shape)
     with _quiet_exporter():
@@ -103,7 +102,7 @@ def _quiet_exporter() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _compare(model: TrainedModel | RegressionModel, graph: bytes) -> tuple[float, tuple[TensorInfo, ...]]:
+def _compare(model: Trained, graph: bytes) -> tuple[float, tuple[TensorInfo, ...]]:
     """Largest difference between graph and network on validation rows, and the graph's outputs."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -14,21 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bll import checkpoint, data
-from bll.blocks import Block, build_block
 from bll.calibrated import Calibrated, exit_log_probs, fit_calibrated
 from bll.calibration import Calibration, CalibrationScores, score_calibration
 from bll.choices import TargetName
-from bll.data import Dataset, Split
-from bll.errors import CheckpointError, DataError
+from bll.data import Split
+from bll.errors import DataError
 from bll.evaluation import confusion
 from bll.events import Evaluation
 from bll.exits import EvaluationMeter
 from bll.losses import Objective
-from bll.manifest import Manifest
 from bll.plan import Plan
 from bll.readouts import Readout
 from bll.sending import Sender
+from bll.trained import Trained, input_batches, loaded_blocks
 from bll.twins import ClassTable
 from bll.uncertainty import LabelledPosterior, Latent, Prediction, labelled, latent, of_samples, predict
 
@@ -84,14 +82,12 @@ class Network(nn.Module):
         return of_samples(predict(self.objective, alphas, self.tables()), self.target_shape)
 
 
-class TrainedModel:
+class TrainedModel(Trained):
     """What `fit` returns."""
 
     def __init__(self, plan: Plan, network: Network, root: Path | None = None) -> None:
-        self.plan = plan
+        super().__init__(plan, root)
         self.network = network.eval()
-        self._root = root
-        self._dataset: Dataset | None = None
 
     @classmethod
     def load(cls, plan: Plan, run_dir: Path, config_digest: str, root: Path | None = None) -> TrainedModel:
@@ -202,7 +198,7 @@ class TrainedModel:
         """Scores of the mixture at its temperature, and its sets' coverage; None where there is no calibration."""
         if self.calibration is None:
             return None
-        rows: Split = getattr(self._data(), split)
+        rows: Split = getattr(self.dataset, split)
         return score_calibration(self.calibration, split, exit_log_probs(self.network, rows), rows.targets)
 
     def scores(self) -> dict[str, Any]:
@@ -213,32 +209,16 @@ class TrainedModel:
             "calibration_scores": self.evaluate_calibration("test") if "test" in self.splits else None,
         }
 
-    @property
-    def splits(self) -> tuple[Literal["validation", "test"], ...]:
-        """The splits that `evaluate` can score: `test` only if the data set sets test rows apart."""
-        return ("validation", "test") if len(self._data().test.targets) else ("validation",)
-
-    def validation_inputs(self, rows: int) -> np.ndarray:
-        """That many validation samples as the network takes them, over again if there are fewer."""
-        inputs = self._data().validation.inputs
-        return data.as_float(inputs[np.arange(rows) % len(inputs)])
-
-    def export(self, directory: Path) -> Manifest:
-        """Write `model.onnx` and its manifest into `directory`. Raises ExportError if the graph answers otherwise."""
-        from bll.export import export
-
-        return export(self, directory)
-
     @cached_property
     def _fitted(self) -> tuple[nn.Module, Calibration | None]:
-        dataset, config = self._data(), self.plan.config
+        dataset, config = self.dataset, self.plan.config
         if config.data.target is not TargetName.LABELS or dataset.validation.targets.ndim != 1:
             return self.network, None
         return fit_calibrated(self.network, dataset, config.seed)
 
     def _over(self, split: str) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         """What the network says of a split, with the targets, batch by batch. Raises DataError if it has no rows."""
-        rows = getattr(self._data(), split)
+        rows = getattr(self.dataset, split)
         if not len(rows):
             raise DataError(f"split {split!r} of {self.plan.config.data.name!r} has no rows")
         for start in range(0, len(rows), _BATCH):
@@ -263,41 +243,3 @@ class TrainedModel:
         """`inputs` as the network takes them. Raises DataError if it cannot."""
         batch = max(1, min(_BATCH, _BATCH_SITES // self.plan.num_sites))
         return input_batches(inputs, self.plan.input_shape, batch)
-
-    def _data(self) -> Dataset:
-        if self._dataset is None:
-            self._dataset = data.load(self.plan.config.data, self.plan.config.seed, self._root)
-        return self._dataset
-
-
-def input_batches(inputs: np.ndarray, input_shape: tuple[int, ...], rows: int) -> list[Tensor]:
-    """`inputs` as a network takes them, `rows` at a time. Raises DataError for another shape or dtype."""
-    if inputs.shape[1:] != input_shape or len(inputs) == 0:
-        expected = f"(rows, {', '.join(map(str, input_shape))})"
-        raise DataError(f"inputs: shape must be {expected}, got {inputs.shape}")
-    if inputs.dtype not in (np.uint8, np.float32):
-        raise DataError(f"inputs: dtype must be float32 or uint8, got {inputs.dtype}")
-    starts = range(0, len(inputs), rows)
-    return [torch.from_numpy(data.as_float(inputs[start : start + rows])) for start in starts]
-
-
-def loaded_blocks(plan: Plan, run_dir: Path, config_digest: str) -> Iterator[tuple[Block, dict[str, Tensor]]]:
-    """Each block of the newest checkpoint in `run_dir`, and all that the checkpoint holds of it.
-
-    Raises CheckpointError if there is none that fits.
-    """
-    step = checkpoint.newest(run_dir, config_digest)
-    if step is None:
-        raise CheckpointError(f"{run_dir}: holds no checkpoint")
-    for index in range(plan.num_blocks):
-        tensors = checkpoint.load_block(run_dir, step, index, config_digest)
-        block = build_block(plan, index)
-        try:
-            block.load_state_dict(checkpoint.below("block.", tensors))
-        except RuntimeError as error:
-            raise CheckpointError(f"{run_dir}: step {step} does not fit block {index}: {error}") from error
-        yield block, tensors
-
-
-def _arrays(fields: Latent | LabelledPosterior) -> dict[str, np.ndarray]:
-    return {name: values.numpy() for name, values in fields._asdict().items()}

@@ -13,19 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bll import data
 from bll.blocks import Block
-from bll.data import Dataset
 from bll.errors import DataError
 from bll.events import RegressionEvaluation
 from bll.families import Family
-from bll.manifest import Manifest
 from bll.mixing import Mixing
-from bll.model import input_batches, loaded_blocks
 from bll.plan import Plan
 from bll.regression import RegressionPrediction, predict
 from bll.regression_scores import RegressionMeter
 from bll.sending import Sender
+from bll.trained import Trained, input_batches, loaded_blocks
 
 _BATCH = 512
 
@@ -57,17 +54,15 @@ class RegressionNetwork(nn.Module):
         return predict(self.family, exits, alphas, rhos)
 
 
-class RegressionModel:
+class RegressionModel(Trained):
     """What `fit_regression` returns."""
 
     output_names = RegressionPrediction._fields
     """What `predict` answers with."""
 
     def __init__(self, plan: Plan, network: RegressionNetwork, root: Path | None = None) -> None:
-        self.plan = plan
+        super().__init__(plan, root)
         self.network = network.eval()
-        self._root = root
-        self._dataset: Dataset | None = None
 
     @classmethod
     def load(cls, plan: Plan, run_dir: Path, config_digest: str, root: Path | None = None) -> RegressionModel:
@@ -99,7 +94,7 @@ class RegressionModel:
 
     def evaluate(self, split: Literal["validation", "test"]) -> RegressionEvaluation:
         """Scores of every prediction on a split of the model's own data set. Raises DataError if it has no rows."""
-        inputs = getattr(self._data(), split).inputs
+        inputs = getattr(self.dataset, split).inputs
         if not len(inputs):
             raise DataError(f"split {split!r} of {self.plan.config.data.name!r} has no rows")
         meter = RegressionMeter(split, self.plan.num_blocks)
@@ -113,24 +108,3 @@ class RegressionModel:
     def scores(self) -> dict[str, Any]:
         """The fields of a manifest that tell how good the model is."""
         return {"evaluations": (), "regression_evaluations": tuple(self.evaluate(split) for split in self.splits)}
-
-    @property
-    def splits(self) -> tuple[Literal["validation", "test"], ...]:
-        """The splits that `evaluate` can score: `test` only if the data set sets test rows apart."""
-        return ("validation", "test") if len(self._data().test) else ("validation",)
-
-    def validation_inputs(self, rows: int) -> np.ndarray:
-        """That many validation samples as the network takes them, over again if there are fewer."""
-        inputs = self._data().validation.inputs
-        return data.as_float(inputs[np.arange(rows) % len(inputs)])
-
-    def export(self, directory: Path) -> Manifest:
-        """Write `model.onnx` and its manifest into `directory`. Raises ExportError if the graph answers otherwise."""
-        from bll.export import export
-
-        return export(self, directory)
-
-    def _data(self) -> Dataset:
-        if self._dataset is None:
-            self._dataset = data.load(self.plan.config.data, self.plan.config.seed, self._root)
-        return self._dataset
