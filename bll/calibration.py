@@ -19,7 +19,7 @@ from bll.exits import log_mixture
 from bll.rules import Rules
 
 COVERAGES_PER_MILLE = (*range(500, 1000, 5), 999)
-"""The coverages that thresholds are kept for. Any other is rounded up to the next of these."""
+"""The coverages that sets and intervals are kept for. Any other is rounded up to the next of these."""
 
 MAX_TEMPERATURE = 10.0
 """Bounds T where validation rows do not: where every class is alike; and 1/T, where every row is right."""
@@ -41,11 +41,7 @@ class HeadCalibration:
 
         Raises InvalidConfig unless `coverage` is between 0.5 and 0.999.
         """
-        rules = Rules()
-        rules.within("coverage", coverage, COVERAGES_PER_MILLE[0] / 1000, COVERAGES_PER_MILLE[-1] / 1000)
-        rules.done()
-        # 0.55 * 1000 comes out a little above 550: that much is rounding, and no higher coverage.
-        return self.thresholds[bisect_left(COVERAGES_PER_MILLE, coverage * 1000 - 1e-9)]
+        return self.thresholds[coverage_index(coverage)]
 
 
 @dataclass(frozen=True)
@@ -88,6 +84,18 @@ def calibrate(log_exits_KBC: NDArray[np.floating], targets_B: NDArray[np.integer
         mixture=_calibrate_head(log_mixture(log_exits_KBC), targets_B),
         exits=tuple(_calibrate_head(log_probs_BC, targets_B) for log_probs_BC in log_exits_KBC),
     )
+
+
+def coverage_index(coverage: float) -> int:
+    """Place in COVERAGES_PER_MILLE of the least one that is no less than `coverage`.
+
+    Raises InvalidConfig unless `coverage` is between 0.5 and 0.999.
+    """
+    rules = Rules()
+    rules.within("coverage", coverage, COVERAGES_PER_MILLE[0] / 1000, COVERAGES_PER_MILLE[-1] / 1000)
+    rules.done()
+    # 0.55 * 1000 comes out a little above 550: that much is rounding, and no higher coverage.
+    return bisect_left(COVERAGES_PER_MILLE, coverage * 1000 - 1e-9)
 
 
 def _calibrate_head(log_probs_BC: NDArray[np.float64], targets_B: NDArray[np.integer]) -> HeadCalibration:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bll.calibration import (
     Calibration,
@@ -19,11 +20,20 @@ from bll.config import TrainingConfig
 from bll.errors import ExportError, InvalidConfig
 from bll.events import Evaluation, RegressionEvaluation, evaluation_from_dict, regression_evaluation_from_dict
 from bll.plain import from_dict, to_dict
+from bll.regression_calibration import (
+    RegressionCalibration,
+    RegressionCalibrationScores,
+    regression_calibration_from_dict,
+    regression_calibration_scores_from_dict,
+)
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 """Raised when a reader of the old layout would misread the new one."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,10 @@ class Manifest:
     """How it does on test rows; None where there are none."""
     regression_evaluations: tuple[RegressionEvaluation, ...] = ()
     """As `evaluations`, which are none then, of real-valued targets."""
+    regression_calibration: RegressionCalibration | None = None
+    """As `calibration`, of real-valued targets."""
+    regression_calibration_scores: RegressionCalibrationScores | None = None
+    """As `calibration_scores`, of real-valued targets."""
     format: int = FORMAT
 
     def write(self, directory: Path) -> None:
@@ -93,9 +107,13 @@ def read_manifest(directory: Path, *, check_digest: bool = True) -> Manifest:
             regression_evaluations=tuple(
                 regression_evaluation_from_dict(e) for e in values.pop("regression_evaluations", ())
             ),
-            calibration=calibration_from_dict(fitted) if (fitted := values.pop("calibration", None)) else None,
-            calibration_scores=(
-                calibration_scores_from_dict(found) if (found := values.pop("calibration_scores", None)) else None
+            calibration=_optional(calibration_from_dict, values.pop("calibration", None)),
+            calibration_scores=_optional(calibration_scores_from_dict, values.pop("calibration_scores", None)),
+            regression_calibration=_optional(
+                regression_calibration_from_dict, values.pop("regression_calibration", None)
+            ),
+            regression_calibration_scores=_optional(
+                regression_calibration_scores_from_dict, values.pop("regression_calibration_scores", None)
             ),
             **values,
         )
@@ -113,6 +131,10 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error}") from error
+
+
+def _optional(parse: Callable[[dict[str, Any]], T], values: dict[str, Any] | None) -> T | None:
+    return None if values is None else parse(values)
 
 
 def _tensors(values: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from bll.errors import InvalidConfig
 from bll.evaluation import rank_correlation
 from bll.export import TOLERANCE
 from bll.families import make_family
-from bll.manifest import read_manifest
+from bll.manifest import MANIFEST_FILE, read_manifest
 from bll.partition import resolve
 from bll.plain import from_dict
 from bll.regression import RegressionObjective, predict
@@ -365,8 +368,44 @@ def test_predictions_have_the_shapes_of_the_inputs_for_one_sample_too(model: Any
             "exit_variances": (rows, 2, 1, 8, 8),
             "forward_variance": (rows, 2),
             "posterior_variance": (rows, 2),
+            "calibrated_variance": (rows, 1, 8, 8),
         }
         np.testing.assert_allclose(prediction["mean"], prediction["exit_means"].mean(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("exit_index", [None, 0, 1])
+def test_intervals_are_nested_around_the_mean_and_hold_what_was_asked(model: Any, exit_index: int | None) -> None:
+    dataset = load(model.plan.config.data, model.plan.config.seed)
+    targets = as_float(dataset.test.inputs)
+    intervals = [model.interval(dataset.test.inputs, c, exit_index) for c in (0.5, 0.8, 0.9)]
+    for (low, high), (wider_low, wider_high) in pairwise(intervals):
+        assert ((wider_low <= low) & (low <= high) & (high <= wider_high)).all()
+    for (low, high), coverage in zip(intervals, (0.5, 0.8, 0.9), strict=True):
+        found_B = ((low <= targets) & (targets <= high)).mean((1, 2, 3))
+        deviation = found_B.std() * math.sqrt(1 / len(dataset.test) + 1 / len(dataset.validation))
+        assert found_B.mean() == pytest.approx(coverage, abs=4 * deviation)
+    prediction = model.predict(dataset.test.inputs[:3])
+    low, high = model.interval(dataset.test.inputs[:3], 0.9, exit_index)
+    mean = prediction["mean"] if exit_index is None else prediction["exit_means"][:, exit_index]
+    np.testing.assert_allclose((low + high) / 2, mean, atol=1e-6)
+
+
+def test_calibration_leaves_the_prediction_and_scales_its_variance(model: Any) -> None:
+    inputs = model.validation_inputs(20)
+    found = model.predict(inputs)
+    with torch.no_grad():
+        plain = model.network(torch.from_numpy(inputs))
+    for name, values in plain._asdict().items():
+        np.testing.assert_array_equal(found[name], values.numpy())
+    scale = model.calibration.mixture.variance_scale
+    np.testing.assert_allclose(found["calibrated_variance"], scale * found["output_variance"], rtol=1e-6)
+    scores = model.evaluate_calibration("test")
+    test = load(model.plan.config.data, model.plan.config.seed).test.inputs
+    low, high = model.interval(test, 0.9)
+    within = (low <= as_float(test)) & (as_float(test) <= high)
+    assert scores.coverages[2].asked == 0.9
+    assert scores.coverages[2].found == pytest.approx(within.mean(), abs=1e-4)
+    assert scores.coverages[2].mean_width == pytest.approx((high - low).mean(), rel=1e-4)
 
 
 def test_the_exported_graph_answers_as_the_network(tmp_path: Path) -> None:
@@ -376,9 +415,21 @@ def test_the_exported_graph_answers_as_the_network(tmp_path: Path) -> None:
     assert [info.name for info in manifest.outputs] == list(trained.output_names)
     assert manifest.evaluations == ()
     assert manifest.regression_evaluations[1] == trained.evaluate("test")
+    assert manifest.regression_calibration == trained.calibration
+    assert manifest.regression_calibration_scores == trained.evaluate_calibration("test")
     assert read_manifest(tmp_path) == manifest
     prediction = trained.predict(trained.validation_inputs(20))
     assert (prediction["posterior_variance"] < prediction["forward_variance"]).all()  # the target narrows the latent
+
+
+def test_a_manifest_from_before_calibration_is_read(model: Any, tmp_path: Path) -> None:
+    manifest = model.export(tmp_path)
+    path = tmp_path / MANIFEST_FILE
+    values = json.loads(path.read_text())
+    del values["regression_calibration"], values["regression_calibration_scores"]
+    path.write_text(json.dumps(values))
+    expected = replace(manifest, regression_calibration=None, regression_calibration_scores=None)
+    assert read_manifest(tmp_path) == expected
 
 
 def test_each_kind_of_target_has_a_fit_of_its_own() -> None:
