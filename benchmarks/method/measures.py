@@ -25,6 +25,7 @@ from bll.evaluation import ScoreMeter, mean_iou
 from bll.events import CheckpointSaved, Event, RegressionScores, Scores
 from bll.model import TrainedModel
 from bll.plan import Plan
+from bll.regression_scores import INTERVAL
 from bll.selective import aurc, error_auroc
 from bll.training import fit, fit_regression
 
@@ -86,13 +87,22 @@ def segmentation(task: Task) -> Measured:
 
 
 def reconstruction(task: Task) -> Measured:
-    """Train and score real-valued targets: error, likelihood, intervals, and how variances rank errors."""
+    """Train and score real-valued targets: error, likelihood, how variances rank errors, and 90 % intervals.
+
+    `coverage` is that of the mixture of Gaussians as it is, `calibrated_coverage` that after validation rows.
+    """
     clock = Clock(task.run_dir)
     model = fit_regression(task.config, run_dir=task.run_dir, data_root=task.data_root, on_event=clock.event)
     figures, evaluation = costs(model.plan, clock), model.evaluate("test")
     figures |= _flat({"mixture": evaluation.mixture} | _exits(evaluation.exits))
     mixture = evaluation.mixture
     figures["mixture.rank_above_map"] = mixture.rank_correlation - mixture.map_rank_correlation
+    interval = next(c for c in model.evaluate_calibration("test").coverages if c.asked == INTERVAL)
+    figures |= {
+        "mixture.calibrated_coverage": interval.found,
+        "mixture.calibrated_width": interval.mean_width,
+        "mixture.variance_scale": model.calibration.mixture.variance_scale,
+    }
     return Measured(figures, {}, model.plan.config.blocks.cuts)
 
 

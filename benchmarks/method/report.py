@@ -75,6 +75,7 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
         Column("MSE", "mixture", "mse", 1.0, 5),
         Column("NLL, nats", "mixture", "nll", 1.0, 3),
         Column("90 % interval holds, %", "mixture", "coverage", 100, 1),
+        Column("calibrated, %", "mixture", "calibrated_coverage", 100, 1),
         Column("Spearman, pixels", "mixture", "rank_correlation", 1.0, 3),
         Column("above a map", "mixture", "rank_above_map", 1.0, 3),
         Column("Spearman, images", "mixture", "sample_rank_correlation", 1.0, 3),

@@ -20,6 +20,8 @@ _BY_ROW = ("accuracy", "nll", "error_auroc")
 _UNITS = {
     "nll": "nats",
     "mse": "squared units of the target",
+    "calibrated_width": "units of the target",
+    "variance_scale": "ratio",
     "mixture_gap": "nats",
     "parameters": "parameters",
     "mflops": "MFLOP",

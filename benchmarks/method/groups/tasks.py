@@ -37,10 +37,11 @@ _AUTOENCODER: dict[str, Any] = {
     "blocks": {"num_blocks": 4},
     "loss": {"name": "decoder"},
     # The posterior knows the target: m falls to 0, so that what is trained last is what predicts.
-    "mixing": {"schedule": "linear", "start": 1.0, "end": 0.0, "ramp_epochs": 4},
-    "epochs": 10,
+    "mixing": {"schedule": "linear", "start": 1.0, "end": 0.0, "ramp_epochs": 3},
+    "optimizer": {"learning_rate": 5e-3, "backward_learning_rate": 5e-3},
+    "epochs": 5,
 }
-_TRAINED_APART = ("bll", "bll-gaussian")
+_REFERENCES = {"bll": "backprop", "bll-gaussian": "backprop-gaussian"}
 
 AUTOENCODER = Group(
     name="autoencoder",
@@ -50,21 +51,25 @@ AUTOENCODER = Group(
         "bll-gaussian": Contender(merged(_AUTOENCODER, family("gaussian")), (0,), "reconstruction"),
         "bll-in-batch": Contender(merged(_AUTOENCODER, {"loss": {"name": "in_batch"}}), (0,), "reconstruction"),
         "backprop": Contender(merged(_AUTOENCODER, BACKPROP), (0,), "reconstruction"),
+        "backprop-gaussian": Contender(merged(_AUTOENCODER, BACKPROP, family("gaussian")), (0,), "reconstruction"),
     },
     claims=tuple(
         claim
-        for name in _TRAINED_APART
+        for name, reference in _REFERENCES.items()
         for claim in (
-            Claim(f"{name}:mixture", "mse", against="backprop:last", target=1.5, op="<=", as_ratio=True),
+            Claim(f"{name}:mixture", "mse", against=f"{reference}:last", target=1.5, op="<=", as_ratio=True),
             Claim(f"{name}:mixture", "rank_correlation", target=0.5),
             Claim(f"{name}:mixture", "rank_above_map", target=0.1),
             Claim(f"{name}:mixture", "sample_rank_correlation", target=0.6),
             Claim(f"{name}:mixture", "coverage", target=0.87),
             Claim(f"{name}:mixture", "coverage", target=0.93, op="<="),
+            Claim(f"{name}:mixture", "calibrated_coverage", target=0.87),
+            Claim(f"{name}:mixture", "calibrated_coverage", target=0.93, op="<="),
         )
     ),
     notes="`rank_correlation` is Spearman's between variance and squared error, pixel by pixel; `rank_above_map` is by "
-    "how much it exceeds that of a variance map that does not depend on the input.",
+    "how much it exceeds that of a variance map that does not depend on the input. `coverage` is that of the mixture's "
+    "own 90 % intervals, `calibrated_coverage` that of intervals scaled on validation rows.",
 )
 
 _SEGMENTATION: dict[str, Any] = {
