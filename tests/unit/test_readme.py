@@ -1,4 +1,4 @@
-"""The README's ten lines run, print what it says, and its links and files exist."""
+"""The README's ten lines run, print what it says, and links and files of README and docs exist."""
 
 from __future__ import annotations
 
@@ -30,10 +30,13 @@ def test_lines_of_the_readme_print_what_it_says(tmp_path: Path, monkeypatch: pyt
     assert found == pytest.approx(said, abs=0.05)
 
 
-def test_links_of_the_readme_lead_to_files() -> None:
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_links_lead_to_files(path: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text())
     assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
 def test_file_tree_of_the_readme_names_folders_that_exist() -> None:
