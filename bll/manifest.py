@@ -59,7 +59,8 @@ class Manifest:
     evaluations: tuple[Evaluation, ...]
     """The last on validation rows and, where the data set has them, on test rows."""
     parity: float
-    """Largest absolute difference between graph and network over the rows checked at export."""
+    """Largest absolute difference between graph and network over the rows checked at export; that of an output with a
+    wider tolerance (`bll.export`) is scaled down to the tolerance of the others."""
     dataset_digest: str
     model_digest: str
     """SHA-256 of `model.onnx`, in hex."""

@@ -35,6 +35,11 @@ _MAX_FEATURES = 512
 """More are projected on as many random directions."""
 _NORMAL_SCORES = np.arange(-3.0, 3.25, 0.5)
 """Where quantiles of the training rows are kept; between them a lookup is linear, and beyond them too."""
+_RESOLUTION = 1e-3
+"""Standard deviation of a feature, in root mean squares of all, below which its direction is not made longer."""
+_DISTINCT = 0.01
+"""Least difference of two squared distances, a feature, and of two normal scores, that is not taken for rounding; of
+distances that features tell anything by, a sixth of a standard deviation at most."""
 _LARGEST = 1e15
 """Of a feature, whitened or not: products and squares of such have room in float32, so that no score is NaN."""
 
@@ -79,6 +84,10 @@ class ClassDistance(nn.Module):
         classes, index_B = np.unique(targets_B, return_inverse=True)
         means_CF = np.stack([centred_BF[index_B == c].mean(0) for c in range(len(classes))])
         covariance_FF = shrunk_covariance(centred_BF - means_CF[index_B])
+        # Directions in which the features vary less than float32 and another kernel's rounding can tell from nothing
+        # would count for more than all others.
+        resolved = (_RESOLUTION**2) * np.square(features_BF).mean()
+        covariance_FF += resolved * np.eye(len(centre_F))
         whitening_FF = np.linalg.inv(np.linalg.cholesky(covariance_FF)).T
         for name, values in (
             ("centre_F", centre_F),
@@ -89,9 +98,10 @@ class ClassDistance(nn.Module):
 
     def forward(self, features_BF: Tensor) -> Tensor:
         white_BF = ((features_BF - self.centre_F) @ self.whitening_FF).clamp(-_LARGEST, _LARGEST)
-        # |u|^2 - 2 <u, m> + |m|^2: two matrix products, and no tensor of shape (B, C, F).
-        squares_BC = self.means_CF.square().sum(1) - 2 * white_BF @ self.means_CF.T
-        return (white_BF.square().sum(1) + squares_BC.amin(1)).clamp(min=0)
+        # Less |u|^2, which is the same for all classes: a matrix product, and no tensor of shape (B, C, F). It finds
+        # the class, not the distance, which would be a small difference of large numbers where classes lie far apart.
+        nearest_B = (self.means_CF.square().sum(1) - 2 * white_BF @ self.means_CF.T).argmin(1)
+        return (white_BF - self.means_CF[nearest_B]).square().sum(1)
 
 
 class NormalScore(nn.Module):
@@ -102,12 +112,13 @@ class NormalScore(nn.Module):
     least_S: Tensor
     most_S: Tensor
 
-    def __init__(self, values_B: NDArray[np.floating]) -> None:
+    def __init__(self, values_B: NDArray[np.floating], resolution: float) -> None:
+        """Fitted to training values, of which two that differ by less than `resolution` are as good as equal."""
         super().__init__()
         levels = [(1 + math.erf(z / math.sqrt(2))) / 2 for z in _NORMAL_SCORES]
         knots = np.quantile(values_B.astype(np.float64), levels)
-        # Equal values leave no width; a floor keeps the slope finite.
-        widths_S = np.maximum(np.diff(knots), 1e-6 * np.maximum(1.0, np.abs(knots[:-1])))
+        # Equal values leave no width: the floor keeps rounding from deciding between two quantiles.
+        widths_S = np.maximum(np.diff(knots), resolution)
         steps = np.diff(_NORMAL_SCORES)
         self.register_buffer("start_S", torch.from_numpy(knots[:-1]).float())
         self.register_buffer("slope_S", torch.from_numpy(steps / widths_S).float())
@@ -165,12 +176,12 @@ def fit_ood_score(
         # Other rows make the quantiles than made the Gaussians, to which their own rows are nearer than new ones.
         distance = ClassDistance(rows_BF[::2].double().numpy(), targets_B[::2])
         distances_B = distance(rows_BF[1::2])
-        scores.append(NormalScore(distances_B.numpy()))
+        scores.append(NormalScore(distances_B.numpy(), _DISTINCT * rows_BF.shape[1]))
         own_B = scores[-1](distances_B)
         largest_B = own_B if largest_B is None else torch.maximum(largest_B, own_B)
         distances.append(distance)
     assert largest_B is not None, "there is no training row"
-    return OodScore(features, distances, scores, NormalScore(largest_B.numpy()))
+    return OodScore(features, distances, scores, NormalScore(largest_B.numpy(), _DISTINCT))
 
 
 def shrunk_covariance(residuals_BF: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from bll.blocks import Block, build_block
 from bll.checkpoint import below, load_block
 from bll.errors import InvalidConfig
 from bll.events import BlockProgress, Event
+from bll.intra_op import intra_op_threads
 from bll.joint import JointWorker
 from bll.losses import Objective
 from bll.partition import resolve
@@ -138,8 +139,9 @@ def test_span_1_through_the_joint_worker_is_ordinary_block_local_learning(twin: 
     network = {"widths": [4, 4, 8], "dropout": 0.2}
     plan = resolve(config(network=network, backward={"twin": twin, "delay_steps": 2}, latent={"units": 8}, epochs=2))
     list(Training(plan, tmp_path / "blocks").events())
-    for _ in run_block(joint_worker(plan, tmp_path / "joint")):
-        pass
+    with intra_op_threads(plan.config.executor.threads_per_block):
+        for _ in run_block(joint_worker(plan, tmp_path / "joint")):
+            pass
     step = f"checkpoints/step-{plan.total_steps:09d}"
     for index in range(plan.num_blocks):
         name = f"{step}/block-{index}.safetensors"

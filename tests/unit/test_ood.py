@@ -36,12 +36,12 @@ def test_lookup_is_numpys_interpolation_between_training_quantiles(values: list[
     if np.diff(knots).min() < 1e-3:  # then the floor under the widths shows
         return
     inside = np.random.default_rng(seed).uniform(knots[0], knots[-1], 50)
-    found = NormalScore(np.array(values)).double()(torch.from_numpy(inside))
+    found = NormalScore(np.array(values), 1e-9).double()(torch.from_numpy(inside))
     np.testing.assert_allclose(found.numpy(), np.interp(inside, knots, LEVELS), atol=1e-2)
 
 
 def test_lookup_goes_on_rising_beyond_the_training_values() -> None:
-    score = NormalScore(np.random.default_rng(0).normal(size=20_000))
+    score = NormalScore(np.random.default_rng(0).normal(size=20_000), 0.01)
     found = score(torch.tensor([-20.0, -8.0, -4.0, 0.0, 4.0, 8.0, 20.0]))
     assert (found.diff() > 0).all()
     assert found[3].item() == pytest.approx(0, abs=0.05)
