@@ -83,6 +83,8 @@ def segmentation(task: Task) -> Measured:
     """As `positions`, with the mean intersection over union of the mixture's classes."""
     model, figures = trained(task)
     figures |= _evaluated(model) | {"mixture.iou": mean_iou(model.confusion("test"))}
+    for index in range(model.plan.num_blocks):
+        figures[f"exit{index + 1}.iou"] = mean_iou(model.confusion("test", index))
     return Measured(figures, {}, model.plan.config.blocks.cuts)
 
 
