@@ -26,6 +26,15 @@ class BlockPlan:
     """What a training step keeps of one sample until its backward pass: the message received, and what its layers
     and readout save."""
 
+    @property
+    def parameter_bytes(self) -> int:
+        """Of the parameters, their gradients, and the two moments that the optimizer keeps, in float32."""
+        return 16 * self.parameters
+
+    def training_bytes(self, rows: int) -> int:
+        """What training takes with `rows` samples a batch."""
+        return self.parameter_bytes + rows * self.activation_bytes
+
 
 @dataclass(frozen=True)
 class Plan:

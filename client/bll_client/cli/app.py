@@ -21,6 +21,8 @@ EPILOG = "\n".join(
     [
         "'bll serve' runs a server: pip install 'bll[serve]'.",
         "",
+        "'bll plan' forecasts what a spec costs on this machine: pip install 'bll[train]'.",
+        "",
         "\b",  # keeps the lines below as they are
         "Exit codes:",
         *(f"{code.value:>5}  {code.meaning}" for code in ExitCode),

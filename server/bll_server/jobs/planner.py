@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 _MEMORY_BYTES = 4 * 2**30
 """What a plan may take beside torch itself; no spec can make this machine swap."""
-_BYTES_PER_PARAMETER = 16
-"""float32: the weight, its gradient, and the two moments that the optimizer keeps."""
 _TOO_LARGE = Violation(
     "job.spec", f"must be plannable in {_MEMORY_BYTES // 2**30} GiB of memory and in the time of a call"
 )
@@ -122,14 +120,12 @@ def _check_targets(plan: Plan) -> None:
 def _check_memory(plan: Plan) -> None:
     """Raises InvalidRequest for what cannot be trained here: it would take the server down with it."""
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    parameters = sum(block.parameters for block in plan.blocks)
-    rows = plan.config.batch_size
-    activation_bytes = rows * sum(block.activation_bytes for block in plan.blocks)
+    parameters, rows = sum(block.parameters for block in plan.blocks), plan.config.batch_size
     rule = f"must fit into the {available / 2**30:.3g} GiB of memory of this machine"
-    if (needed := parameters * _BYTES_PER_PARAMETER) > available:
+    if (needed := sum(block.parameter_bytes for block in plan.blocks)) > available:
         received = f"got {parameters} parameters, which take {needed / 2**30:.3g} GiB to train"
         raise InvalidRequest(Violation("job.spec.network", f"{rule}, {received}"))
-    if (needed := needed + activation_bytes) > available:
+    if (needed := sum(block.training_bytes(rows) for block in plan.blocks)) > available:
         received = f"got {rows} rows, whose activations bring a step to {needed / 2**30:.3g} GiB"
         raise InvalidRequest(Violation("job.spec.batch_size", f"{rule}, {received}"))
 
