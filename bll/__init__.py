@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bll.model import TrainedModel as TrainedModel
     from bll.partition import resolve as resolve
     from bll.plan import Plan as Plan
-    from bll.regression_model import RegressionModel as RegressionModel
+    from bll.regression.model import RegressionModel as RegressionModel
     from bll.training import Training as Training
     from bll.training import fit as fit
     from bll.training import fit_regression as fit_regression
@@ -45,7 +45,7 @@ _HOMES = {
     "NetworkConfig": "bll.config",
     "OptimizerConfig": "bll.config",
     "Plan": "bll.plan",
-    "RegressionModel": "bll.regression_model",
+    "RegressionModel": "bll.regression.model",
     "TrainedModel": "bll.model",
     "Training": "bll.training",
     "TrainingConfig": "bll.config",

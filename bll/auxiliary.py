@@ -15,7 +15,7 @@ from bll.choices import LossName
 from bll.config import LatentConfig, LossConfig
 from bll.losses import LocalLoss
 from bll.prototypes import Prototypes
-from bll.regression import RegressionLoss
+from bll.regression.objective import RegressionLoss
 from bll.similarity import SimilarityMatching
 
 

@@ -19,12 +19,12 @@ from bll.choices import LossName, ReadoutName, TwinName
 from bll.combinations import has_messages
 from bll.config import LossConfig, TrainingConfig
 from bll.credit import Credit, make_credit
-from bll.decoders import Decoder
 from bll.families import Family, make_family
 from bll.losses import LocalLoss, Objective
 from bll.plan import Plan
 from bll.readouts import NextLayerReadout, Readout, latent_units, make_readout
-from bll.regression import RegressionLoss, RegressionObjective
+from bll.regression.decoders import Decoder
+from bll.regression.objective import RegressionLoss, RegressionObjective
 from bll.seeding import derive, global_generator
 from bll.sending import message_shape
 from bll.twins import EncoderTwin, SilentTwin, Twin, make_twin

@@ -6,7 +6,7 @@ For targets of one class a row. Shapes: B batch, C classes, K exits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from bll import data
 from bll.calibration import Calibration, calibrate
 from bll.data import Dataset, Split
+from bll.network import Network
 from bll.ood import MAX_ROWS, OodScore, fit_ood_score
-
-if TYPE_CHECKING:  # the model calls this module
-    from bll.model import Network
 
 _BATCH = 512
 

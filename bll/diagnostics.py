@@ -18,7 +18,7 @@ from bll.blocks import Block
 from bll.events import BlockDiagnostics
 from bll.losses import LocalLoss, Objective
 from bll.plan import Plan
-from bll.regression import RegressionLoss, RegressionObjective
+from bll.regression.objective import RegressionLoss, RegressionObjective
 from bll.twins import ClassTable
 from bll.uncertainty import posterior_variance
 

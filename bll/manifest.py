@@ -20,7 +20,7 @@ from bll.config import TrainingConfig
 from bll.errors import ExportError, InvalidConfig
 from bll.events import Evaluation, RegressionEvaluation, evaluation_from_dict, regression_evaluation_from_dict
 from bll.plain import from_dict, to_dict
-from bll.regression_calibration import (
+from bll.regression.calibration import (
     RegressionCalibration,
     RegressionCalibrationScores,
     regression_calibration_from_dict,

@@ -1,4 +1,4 @@
-"""A trained network: forward blocks, their readouts, and the class tables that the backward twin has come to.
+"""What `fit` returns: a trained network that classifies, with its data, its scores and its calibration.
 
 Shapes: B batch, P natural parameters per unit, D units.
 """
@@ -23,63 +23,16 @@ from bll.evaluation import confusion
 from bll.events import Evaluation
 from bll.exits import EvaluationMeter
 from bll.losses import Objective
+from bll.network import Network
 from bll.plan import Plan
-from bll.readouts import Readout
 from bll.sending import Sender
 from bll.trained import Trained, input_batches, loaded_blocks
 from bll.twins import ClassTable
-from bll.uncertainty import LabelledPosterior, Latent, Prediction, labelled, latent, of_samples, predict
+from bll.uncertainty import LabelledPosterior, Latent, Prediction, labelled, latent
 
 _BATCH = 512
 _BATCH_SITES = 8192
 """Fewer rows at a time where each has many positions: the posterior of every class at every one is held at once."""
-
-
-class Network(nn.Module):
-    """All forward blocks in a row, with an exit at each boundary. The backward network is folded into its tables."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        senders: list[Sender],
-        layers: list[nn.Sequential],
-        readouts: list[Readout],
-        tables: list[ClassTable],
-        target_shape: tuple[int, ...] = (),
-    ) -> None:
-        super().__init__()
-        self.target_shape = target_shape
-        self.objective = objective
-        self.senders = senders
-        self.blocks = nn.ModuleList(layers)
-        self.readouts = nn.ModuleList(readouts)
-        for index, (beta_CPD, offset_C) in enumerate(tables):
-            self.register_buffer(f"beta{index}", beta_CPD)
-            self.register_buffer(f"offset{index}", offset_C)
-
-    def tables(self) -> list[ClassTable]:
-        """The class table of each boundary."""
-        return [
-            ClassTable(self.get_buffer(f"beta{index}"), self.get_buffer(f"offset{index}"))
-            for index in range(len(self.blocks))
-        ]
-
-    def forward(self, inputs: Tensor) -> Prediction:
-        """The prediction for plain samples, images in [0, 1]."""
-        return self.prediction(self.boundaries(inputs)[1])
-
-    def boundaries(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Output and alpha_k, of shape (B, P, D), of every block for plain samples."""
-        received, outputs, alphas = inputs, [], []
-        for sender, layers, readout in zip(self.senders, self.blocks, self.readouts, strict=True):
-            outputs.append(layers(received))
-            alphas.append(readout(outputs[-1]))
-            received = sender.message(outputs[-1], alphas[-1])
-        return outputs, alphas
-
-    def prediction(self, alphas: list[Tensor]) -> Prediction:
-        """What follows from every block's alpha_k."""
-        return of_samples(predict(self.objective, alphas, self.tables()), self.target_shape)
 
 
 class TrainedModel(Trained):

@@ -15,7 +15,7 @@ from bll.errors import Diverged
 from bll.events import BlockProgress
 from bll.losses import LocalLoss, Objective
 from bll.plan import Plan
-from bll.regression import RegressionLoss, RegressionObjective
+from bll.regression.objective import RegressionLoss, RegressionObjective
 from bll.twins import ClassTable
 from bll.uncertainty import posterior_variance
 

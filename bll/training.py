@@ -25,7 +25,7 @@ from bll.model import TrainedModel
 from bll.partition import resolve
 from bll.plain import to_dict
 from bll.plan import Plan
-from bll.regression_model import RegressionModel
+from bll.regression.model import RegressionModel
 from bll.wiring import BlockEnded, BlockSaved
 from bll.worker import Run
 

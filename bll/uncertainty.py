@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bll.losses import Objective
-from bll.regression import RegressionObjective
+from bll.regression.objective import RegressionObjective
 from bll.twins import ClassTable
 
 

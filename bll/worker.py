@@ -32,8 +32,8 @@ from bll.optimizers import BlockOptimizer
 from bll.plan import Plan
 from bll.progress import ProgressMeter
 from bll.readouts import flat_parameters
-from bll.regression import RegressionLoss, RegressionObjective
-from bll.regression_scores import RegressionMeter, make_meter
+from bll.regression.objective import RegressionLoss, RegressionObjective
+from bll.regression.scores import RegressionMeter, make_meter
 from bll.seeding import derive
 from bll.sending import Sender
 from bll.twins import ClassTable

@@ -25,7 +25,7 @@ from bll.evaluation import ScoreMeter, mean_iou
 from bll.events import CheckpointSaved, Event, RegressionScores, Scores
 from bll.model import TrainedModel
 from bll.plan import Plan
-from bll.regression_scores import INTERVAL
+from bll.regression.scores import INTERVAL
 from bll.selective import aurc, error_auroc
 from bll.training import fit, fit_regression
 

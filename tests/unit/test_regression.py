@@ -20,7 +20,6 @@ from bll.blocks import build_block, make_objective
 from bll.choices import FamilyName, LossName
 from bll.config import LatentConfig, LossConfig, TrainingConfig
 from bll.data import as_float, load
-from bll.decoders import MAX_VARIANCE, MIN_VARIANCE, Decoder, decoder_nll, normal_nll
 from bll.errors import InvalidConfig
 from bll.evaluation import rank_correlation
 from bll.export import TOLERANCE
@@ -28,8 +27,9 @@ from bll.families import make_family
 from bll.manifest import MANIFEST_FILE, read_manifest
 from bll.partition import resolve
 from bll.plain import from_dict
-from bll.regression import RegressionObjective, predict
-from bll.regression_scores import RegressionMeter
+from bll.regression.decoders import MAX_VARIANCE, MIN_VARIANCE, Decoder, decoder_nll, normal_nll
+from bll.regression.objective import RegressionObjective, predict
+from bll.regression.scores import RegressionMeter
 from bll.training import fit, fit_regression
 from bll.twins import ClassTable
 

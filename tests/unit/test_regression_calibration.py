@@ -15,7 +15,7 @@ from scipy import stats
 
 from bll.calibration import COVERAGES_PER_MILLE
 from bll.errors import InvalidConfig
-from bll.regression_calibration import (
+from bll.regression.calibration import (
     HALF_WIDTHS,
     Errors,
     RegressionCalibration,

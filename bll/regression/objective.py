@@ -15,9 +15,9 @@ from torch import Generator, Tensor
 
 from bll.choices import LossName
 from bll.config import LossConfig
-from bll.decoders import Decoder, decoder_nll
 from bll.families import Family
 from bll.losses import Objective
+from bll.regression.decoders import Decoder, decoder_nll
 from bll.twins import ClassTable
 
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bll import data
-from bll.decoders import normal_nll
 from bll.evaluation import rank_correlation
 from bll.events import RegressionEvaluation, RegressionScores
 from bll.exits import EvaluationMeter
 from bll.plan import Plan
+from bll.regression.decoders import normal_nll
 
 INTERVAL = 0.9
 """Probability of the central interval whose coverage is scored."""

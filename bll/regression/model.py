@@ -21,15 +21,15 @@ from bll.events import RegressionEvaluation
 from bll.families import Family
 from bll.mixing import Mixing
 from bll.plan import Plan
-from bll.regression import RegressionPrediction, predict
-from bll.regression_calibration import (
+from bll.regression.calibration import (
     Errors,
     RegressionCalibration,
     RegressionCalibrationScores,
     calibrate_regression,
     score_intervals,
 )
-from bll.regression_scores import RegressionMeter
+from bll.regression.objective import RegressionPrediction, predict
+from bll.regression.scores import RegressionMeter
 from bll.sending import Sender
 from bll.trained import Trained, input_batches, loaded_blocks
 
@@ -110,8 +110,8 @@ class RegressionModel(Trained):
         return CalibratedRegressionNetwork(self.network, self.calibration.mixture.variance_scale).eval()
 
     def predict(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """The fields of `bll.regression.RegressionPrediction` by name, and `calibrated_variance`: the output variance,
-        shape (B, *Y), scaled to be that of the errors on validation rows.
+        """The fields of `bll.regression.objective.RegressionPrediction` by name, and `calibrated_variance`: the output
+        variance, shape (B, *Y), scaled to be that of the errors on validation rows.
 
         `inputs` has shape (B, *input_shape); uint8 images are scaled to [0, 1], floats are taken as they are.
         Raises DataError for another shape or dtype.
