@@ -14,6 +14,7 @@ from benchmarks.method.trials import Chart, Claim, Contender, Group, Spec, merge
 _WIDER: Spec = {"network": {"widths": [16, 16, 32, 32, 68, 68]}}
 """Backprop's network is widened until its forward pass costs what that of four blocks with their readouts does."""
 _SMALL_READOUT: Spec = {"latent": {"readout_units": 64}}
+_LARGE_READOUT: Spec = {"latent": {"readout_units": 256, "readout_grid": 4}}
 
 _THREE_SEEDS: dict[str, Spec] = {
     "bll": {},
@@ -29,6 +30,8 @@ _ONE_SEED: dict[str, Spec] = {
     "predsim": {"rule": "predsim"},
     "prototype": {"rule": "prototype"},
     "local_classifiers_evidence": LOCAL_CLASSIFIERS_EVIDENCE,
+    "bll-large-readout": _LARGE_READOUT,
+    "backprop-large-readout": merged(BACKPROP, _LARGE_READOUT),
     "backprop-plain-wider": merged(PLAIN, _WIDER),
 }
 
@@ -54,6 +57,9 @@ CNN_RULES = Group(
         Claim("bll:mixture", "nll", against="local_classifiers:mixture"),
         Claim("bll-gaussian:mixture", "accuracy", against="backprop-plain:last", target=0.0),
         Claim("bll-small-readout:mixture", "accuracy", against="backprop-plain:last", target=0.0),
+        Claim("bll-large-readout:mixture", "accuracy", against="backprop-plain:last", target=0.0),
+        Claim("bll-large-readout:mixture", "nll", against="backprop-plain:last", target=0.0, op="<="),
+        Claim("bll-large-readout:mixture", "accuracy", against="backprop-large-readout:last", target=-0.003),
     ),
     notes="Random shifts and mirrorings for all. `backprop` and `-wider` have the last exit's readout of BLL, "
     "`-plain` a linear softmax on pooled features, `-all-exits` all of BLL's exits without a detach.",
@@ -83,7 +89,6 @@ BLOCKS = Group(
 )
 
 _SHORT = merged(CNN, {"data": {"train_rows": 30_000}, "epochs": 6})
-_LARGE: Spec = {"readout_units": 256, "readout_grid": 4}
 
 GAP = Group(
     name="gap",
@@ -96,9 +101,9 @@ GAP = Group(
             "backprop-plain": PLAIN,
             "backprop-all-exits": ALL_EXITS,
             "readout-64": _SMALL_READOUT,
-            "readout-256-grid-4": {"latent": _LARGE},
+            "readout-256-grid-4": _LARGE_READOUT,
             "readout-deep": {"latent": {"readout": "deep"}},
-            "readout-deep-256-grid-4": {"latent": {"readout": "deep", **_LARGE}},
+            "readout-deep-256-grid-4": merged({"latent": {"readout": "deep"}}, _LARGE_READOUT),
             "readout-conv": {"latent": {"readout": "conv", "readout_units": 64}},
             "readout-linear": {"latent": {"readout": "linear"}},
             "readout-next-layer": {"latent": {"readout": "next_layer"}},
