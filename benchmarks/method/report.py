@@ -176,8 +176,9 @@ def _circumstances(finished: Sequence[Stored]) -> str:
     dates = sorted(stored["date"][:10] for stored in finished)
     commits = ", ".join(sorted({stored["commit"][:8] for stored in finished}))
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    trials = f"{len(finished)} trial{'' if len(finished) == 1 else 's'}"
     return (
-        f"{len(finished)} trial{'' if len(finished) == 1 else 's'} of {epochs} epochs, one thread each, {hours:.2g} core-hours of training; {machines}; "
+        f"{trials} of {epochs} epochs, one thread each, {hours:.2g} core-hours of training; {machines}; "
         f"{when}; commits {commits}."
     )
 
