@@ -91,7 +91,7 @@ def forecast(plan: Plan, root: Path | None = None) -> Forecast:
             WorkerForecast(
                 blocks=blocks,
                 step_s=statistics.median(own_s[_WARM_UP:] or own_s),
-                memory_bytes=sum(plan.blocks[block].training_bytes(config.batch_size) for block in blocks),
+                memory_bytes=sum(plan.training_bytes(block) for block in blocks),
             )
             for blocks, own_s in zip(plan.workers, taken_s, strict=True)
         ),

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from bll.choices import TargetName
+from bll.choices import LossName, ReadoutName, TargetName
 from bll.config import TrainingConfig
 
 
@@ -32,7 +32,7 @@ class BlockPlan:
         return 16 * self.parameters
 
     def training_bytes(self, rows: int) -> int:
-        """What training takes with `rows` samples a batch."""
+        """What training takes with `rows` samples a batch, its loss not counted."""
         return self.parameter_bytes + rows * self.activation_bytes
 
 
@@ -64,6 +64,17 @@ class Plan:
         if self.config.loss.span > 1:
             return (range(self.num_blocks),)
         return tuple(range(index, index + 1) for index in range(self.num_blocks))
+
+    def training_bytes(self, block: int) -> int:
+        """What training block `block` takes, about: `BlockPlan.training_bytes`, and what its loss keeps, a float32 of
+        every unit for every class (for loss `in_batch` every other row's target) and sample drawn."""
+        config, rows = self.config, self.config.batch_size
+        units = config.latent.units
+        if config.latent.readout is ReadoutName.IDENTITY:
+            units = math.prod(self.blocks[block].output_shape)
+        answers = rows if config.loss.name is LossName.IN_BATCH else self.num_sites * self.num_classes
+        loss_bytes = 4 * rows * answers * units * max(1, config.loss.samples)
+        return self.blocks[block].training_bytes(rows) + loss_bytes
 
     @property
     def num_classes(self) -> int:

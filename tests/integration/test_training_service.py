@@ -175,6 +175,15 @@ def test_a_batch_whose_activations_are_beyond_this_machine_is_refused(stub: Stub
     assert "got 50000 rows, whose activations" in violations["job.spec.batch_size"]
 
 
+def test_latents_whose_losses_are_beyond_this_machine_are_refused(stub: Stub) -> None:
+    latent = {"units": 65_536, "readout": training_pb2.READOUT_NAME_LINEAR}
+    code, violations, _ = refusal(
+        lambda: create(stub, small(data={"name": "fashion-mnist"}, latent=latent, batch_size=50_000))
+    )
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "got 50000 rows, whose activations and losses" in violations["job.spec.batch_size"]
+
+
 BAD_REQUESTS: dict[str, Callable[[Stub], Any]] = {
     "job.spec": lambda stub: stub.CreateJob(training_pb2.CreateJobRequest(), timeout=10),
     "job_id": lambda stub: create(stub, job_id="Not An Id"),

@@ -65,7 +65,9 @@ def test_blocks_that_share_losses_are_one_worker() -> None:
     plan = plan_of(loss={"span": 2})
     found = forecast(plan)
     assert [worker.blocks for worker in found.workers] == [range(3)]
-    assert found.workers[0].memory_bytes == sum(16 * b.parameters + 32 * b.activation_bytes for b in plan.blocks)
+    of_losses = 3 * 4 * 32 * 10 * 4  # blocks, bytes, rows, classes, units
+    of_layers = sum(16 * b.parameters + 32 * b.activation_bytes for b in plan.blocks)
+    assert found.workers[0].memory_bytes == of_layers + of_losses
     assert found.speed_up == 1.0
 
 

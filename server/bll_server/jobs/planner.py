@@ -125,8 +125,8 @@ def _check_memory(plan: Plan) -> None:
     if (needed := sum(block.parameter_bytes for block in plan.blocks)) > available:
         received = f"got {parameters} parameters, which take {needed / 2**30:.3g} GiB to train"
         raise InvalidRequest(Violation("job.spec.network", f"{rule}, {received}"))
-    if (needed := sum(block.training_bytes(rows) for block in plan.blocks)) > available:
-        received = f"got {rows} rows, whose activations bring a step to {needed / 2**30:.3g} GiB"
+    if (needed := sum(plan.training_bytes(block) for block in range(plan.num_blocks))) > available:
+        received = f"got {rows} rows, whose activations and losses bring a step to {needed / 2**30:.3g} GiB"
         raise InvalidRequest(Violation("job.spec.batch_size", f"{rule}, {received}"))
 
 
