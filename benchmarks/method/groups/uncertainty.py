@@ -18,6 +18,7 @@ UNCERTAINTY = Group(
     contenders={
         "bll": _single("bll", (0, 1, 2)),
         "bll-gaussian": _single("bll-gaussian", (0, 1, 2)),
+        "bll-large-readout": _single("bll-large-readout", (0,)),
         "backprop-plain": _single("backprop-plain", (0, 1, 2)),
         "backprop-all-exits": _single("backprop-all-exits", (0, 1, 2)),
         "ensemble-of-5": Contender(
@@ -29,6 +30,8 @@ UNCERTAINTY = Group(
         Claim("bll:mixture", "nll", against="backprop-plain:tempered", target=0.0, op="<="),
         Claim("bll:tempered", "nll", against="backprop-plain:tempered"),
         Claim("bll:mixture", "error_auroc", against="backprop-plain:mixture", target=0.0),
+        Claim("bll-large-readout:mixture", "nll", against="backprop-plain:tempered", target=0.0, op="<="),
+        Claim("bll-large-readout:mixture", "error_auroc", against="backprop-plain:mixture", target=0.0),
         Claim("bll:mixture", "accuracy", against="ensemble-of-5:mixture"),
         Claim("bll:mixture", "nll", against="ensemble-of-5:mixture"),
         Claim("bll:mixture", "error_auroc", against="ensemble-of-5:mixture"),
