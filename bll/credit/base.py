@@ -5,6 +5,7 @@ Shapes: B batch, C classes. Hidden activations have any shape (B, ...).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -63,7 +64,7 @@ class Trace(NamedTuple):
             torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 
 
-class LayerwiseCredit(Credit):
+class LayerwiseCredit(Credit, ABC):
     """The base of rules that give each layer an error of its own: no gradient passes from layer to layer.
 
     A layer here begins at each child of the block's that holds a weight matrix: an activation or a normalisation that
@@ -98,9 +99,9 @@ class LayerwiseCredit(Credit):
         assert exit_inputs.grad is not None, "the loss does not depend on the layers"
         self.assign(Trace(split, passes, exit_inputs.grad, log_probs_BC.detach(), targets_B))
 
+    @abstractmethod
     def assign(self, trace: Trace) -> None:
         """Leave a gradient in every parameter of the layers, and in this module's own."""
-        raise NotImplementedError
 
     def _split(self, layers: nn.Sequential) -> list[nn.Sequential]:
         children = list(layers)

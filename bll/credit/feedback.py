@@ -8,6 +8,7 @@ true one; so is the gradient of everything that is no linear map.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -29,16 +30,16 @@ _MAPS = (
 )
 
 
-class FeedbackMap(nn.Module):
+class FeedbackMap(nn.Module, ABC):
     """A linear map or convolution whose input gets its gradient through `feedback()`; in evaluation, the plain one."""
 
     def __init__(self, plain: nn.Linear | _ConvNd) -> None:
         super().__init__()
         self.plain = plain
 
+    @abstractmethod
     def feedback(self) -> Tensor:
         """The weight that errors go back through; of the shape of the map's own, and without a graph."""
-        raise NotImplementedError
 
     def forward(self, inputs: Tensor) -> Tensor:
         plain = self.plain
