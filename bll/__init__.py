@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from bll.config import BackwardConfig as BackwardConfig
     from bll.config import BlocksConfig as BlocksConfig
     from bll.config import DataConfig as DataConfig
-    from bll.config import ExecutorConfig as ExecutorConfig
     from bll.config import LatentConfig as LatentConfig
     from bll.config import MixingConfig as MixingConfig
     from bll.config import NetworkConfig as NetworkConfig
     from bll.config import OptimizerConfig as OptimizerConfig
     from bll.config import TrainingConfig as TrainingConfig
     from bll.errors import BllError as BllError
+    from bll.execution import ExecutorConfig as ExecutorConfig
     from bll.model import TrainedModel as TrainedModel
     from bll.partition import resolve as resolve
     from bll.plan import Plan as Plan
@@ -37,7 +37,7 @@ _HOMES = {
     "BlocksConfig": "bll.config",
     "BllError": "bll.errors",
     "DataConfig": "bll.config",
-    "ExecutorConfig": "bll.config",
+    "ExecutorConfig": "bll.execution",
     "KeyedDropout": "bll.architectures.layers",
     "LatentConfig": "bll.config",
     "Layers": "bll.architectures.modules",

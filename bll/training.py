@@ -17,9 +17,10 @@ from bll import checkpoint
 from bll.alarms import Watch
 from bll.architectures.modules import Layers
 from bll.choices import ExecutorName, TargetName
-from bll.config import DiagnosticsConfig, ExecutorConfig, TrainingConfig
+from bll.config import TrainingConfig
 from bll.errors import InvalidConfig, Violation
 from bll.events import CheckpointSaved, Event, RunEnded
+from bll.execution import DiagnosticsConfig, ExecutorConfig
 from bll.executors import make_executor
 from bll.model import TrainedModel
 from bll.partition import resolve

@@ -14,8 +14,9 @@ from pathlib import Path
 from benchmarks.method.demo_network import demo_config
 from benchmarks.record import Row, write
 from bll.choices import ExecutorName
-from bll.config import DiagnosticsConfig, TrainingConfig
+from bll.config import TrainingConfig
 from bll.events import BlockDiagnostics, Evaluation
+from bll.execution import DiagnosticsConfig
 from bll.partition import resolve
 from bll.training import Training
 

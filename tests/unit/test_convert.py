@@ -18,7 +18,6 @@ from bll.config import (
     BackwardConfig,
     BlocksConfig,
     DataConfig,
-    ExecutorConfig,
     LatentConfig,
     MixingConfig,
     NetworkConfig,
@@ -35,6 +34,7 @@ from bll.events import (
     Figure,
     Scores,
 )
+from bll.execution import ExecutorConfig
 from bll.plan import BlockPlan, Plan
 from bll_client._convert import read
 from bll_proto.v1 import training_pb2

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bll.blocks import build_block
-from bll.config import DiagnosticsConfig, TrainingConfig
+from bll.config import TrainingConfig
 from bll.diagnostics import (
     MAX_ROWS,
     Examiner,
@@ -27,6 +27,7 @@ from bll.diagnostics import (
     effective_rank,
 )
 from bll.events import BlockDiagnostics, BlockProgress, Event
+from bll.execution import DiagnosticsConfig
 from bll.losses import Objective
 from bll.optimizers import BlockOptimizer
 from bll.partition import resolve
