@@ -56,7 +56,7 @@ class ProcessExecutor:
         self._links = wire(
             run.plan,
             run.plan.workers,
-            lambda slots, size_bytes: RingChannel(self._context, slots, size_bytes),
+            self.make_channel,
             emit=_unwired,
             stop_requested=_unwired,
         )
@@ -76,6 +76,10 @@ class ProcessExecutor:
             self._processes.append(process)
             self._events.append(events)
             self._lifelines.append(held)
+
+    def make_channel(self, slots: int, size_bytes: int) -> RingChannel:
+        """A line between two workers. What a slower link would do to a run is measured with another kind of ring."""
+        return RingChannel(self._context, slots, size_bytes)
 
     def events(self) -> Generator[WorkerEvent, None, None]:
         running = {events: index for index, events in enumerate(self._events)}

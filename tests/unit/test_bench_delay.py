@@ -1,0 +1,84 @@
+"""A delayed link changes when packets arrive, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.engine.delay import DelayedProcesses, DelayedRing
+from benchmarks.engine.pace import short_plan
+from bll.executors import Executor
+from bll.executors.sequential import SequentialExecutor
+from bll.messages import Kind, Packet
+from bll.worker import Run
+
+SPEC = {
+    "data": {"name": "digits"},
+    "network": {"architecture": "mlp", "widths": [8, 8]},
+    "backward": {"twin": "chain"},
+    "batch_size": 32,
+}
+
+
+def ring_of(slots: int, round_trip_s: float) -> DelayedRing:
+    return DelayedRing(multiprocessing.get_context("forkserver"), slots, 64, round_trip_s)
+
+
+def packet(step: int) -> Packet:
+    return Packet(Kind.TRAIN, 0, step, (torch.full((2,), float(step)),))
+
+
+def test_a_packet_arrives_half_a_round_trip_after_it_was_sent() -> None:
+    ring = ring_of(slots=2, round_trip_s=0.1)
+    sent = time.monotonic()
+    ring.send(packet(0))
+    assert ring.depth() == 0
+    received = ring.receive()
+    assert time.monotonic() - sent >= 0.05
+    assert (received.kind, received.epoch, received.step) == (Kind.TRAIN, 0, 0)
+    assert received.tensors[0].tolist() == [0.0, 0.0]
+
+
+def test_a_line_moves_no_more_than_its_slots_in_a_round_trip() -> None:
+    ring = ring_of(slots=2, round_trip_s=0.04)
+
+    def send() -> None:
+        for step in range(6):
+            ring.send(packet(step))
+
+    sender = threading.Thread(target=send)
+    started = time.monotonic()
+    sender.start()
+    steps = [ring.receive().step for _ in range(6)]
+    sender.join()
+    assert steps == list(range(6))
+    # The last two of six went out two round trips after the first two, and then took half of one.
+    assert time.monotonic() - started >= 2.5 * 0.04
+
+
+def test_without_a_delay_it_is_the_ring() -> None:
+    ring = ring_of(slots=3, round_trip_s=0.0)
+    for step in range(3):
+        ring.send(packet(step))
+    assert ring.depth() == 3
+    assert [ring.receive().step for _ in range(3)] == [0, 1, 2]
+
+
+def test_weights_over_delayed_links_are_those_of_the_sequential_loop(tmp_path: Path) -> None:
+    plan = short_plan(SPEC, steps=12, num_blocks=2, messages_in_flight=2)
+
+    def saved(name: str, executor: Executor) -> list[str]:
+        executor.launch(Run(plan, "", tmp_path / name, None, start_step=0))
+        for _ in executor.events():
+            pass
+        files = sorted((tmp_path / name).rglob("*.safetensors"))
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+    expected = saved("sequential", SequentialExecutor())
+    assert len(expected) == 2
+    assert saved("delayed", DelayedProcesses(0.01)) == expected
