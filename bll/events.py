@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_args
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,29 @@ class BlockProgress:
     """m in force."""
     samples_per_s: float
     wait_s: float
-    """Time spent waiting for the neighbours' messages since the last report."""
+    """Time spent waiting for what the neighbours send since the last report."""
+    version_wait_s: float = 0.0
+    """The part of it for versions of the next block."""
+    send_wait_s: float = 0.0
+    """Time spent waiting for room in the lines to the neighbours since the last report."""
+    inbox_fill: float = 0.0
+    """Mean fraction of the line from the left that was taken when the block read it: near 0 it waits for its left
+    neighbour, near 1 that one waits for it. The slowest block has a full line at its left and an empty one at its
+    right. 0 too where nothing comes from another worker."""
+
+
+@dataclass(frozen=True)
+class BlockWaiting:
+    """Block `block` has waited long for block `neighbour`. Told once in each such wait, and when it is over."""
+
+    block: int
+    neighbour: int
+    for_room: bool
+    """True: the line to the neighbour is full; False: nothing comes from it."""
+    wait_s: float
+    """So far, or in all."""
+    ended: bool
+    """The wait is over."""
 
 
 @dataclass(frozen=True)
@@ -209,12 +231,18 @@ class Alarm:
     """The numbers that `cause` speaks of."""
 
 
-Event = BlockProgress | BlockDiagnostics | Evaluation | RegressionEvaluation | Alarm | CheckpointSaved | RunEnded
+Event = (
+    BlockProgress
+    | BlockDiagnostics
+    | BlockWaiting
+    | Evaluation
+    | RegressionEvaluation
+    | Alarm
+    | CheckpointSaved
+    | RunEnded
+)
 
-_KINDS = {
-    kind.__name__: kind
-    for kind in (BlockProgress, BlockDiagnostics, Evaluation, RegressionEvaluation, Alarm, CheckpointSaved, RunEnded)
-}
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 def to_json(event: Event) -> str:

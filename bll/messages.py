@@ -35,12 +35,19 @@ class Packet(NamedTuple):
 class Channel(Protocol):
     """A bounded first-in-first-out line between two neighbours."""
 
-    def send(self, packet: Packet) -> None:
-        """Waits while the line is full. Raises Aborted when the run is being torn down."""
+    @property
+    def slots(self) -> int | None:
+        """Packets that it holds at most; None: as many as there are."""
         ...
 
-    def receive(self) -> Packet:
-        """Waits while the line is empty. Raises Aborted when the run is being torn down."""
+    def send(self, packet: Packet, timeout_s: float) -> bool:
+        """Waits while the line is full; False if it stays so for `timeout_s`. Raises Aborted when the run is being
+        torn down."""
+        ...
+
+    def receive(self, timeout_s: float) -> Packet | None:
+        """Waits while the line is empty; None if it stays so for `timeout_s`. Raises Aborted when the run is being
+        torn down."""
         ...
 
     def depth(self) -> int:
@@ -51,13 +58,16 @@ class Channel(Protocol):
 class DequeChannel:
     """A line within one loop: what is received was sent in the same turn or before."""
 
+    slots = None
+
     def __init__(self) -> None:
         self._packets: deque[Packet] = deque()
 
-    def send(self, packet: Packet) -> None:
+    def send(self, packet: Packet, timeout_s: float) -> bool:
         self._packets.append(packet)
+        return True
 
-    def receive(self) -> Packet:
+    def receive(self, timeout_s: float) -> Packet | None:
         return self._packets.popleft()
 
     def depth(self) -> int:

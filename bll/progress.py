@@ -18,6 +18,7 @@ from bll.plan import Plan
 from bll.regression.objective import RegressionLoss, RegressionObjective
 from bll.twins import ClassTable
 from bll.uncertainty import posterior_variance
+from bll.wiring import Lines
 
 REPORTS_PER_EPOCH = 10
 
@@ -25,9 +26,10 @@ REPORTS_PER_EPOCH = 10
 class ProgressMeter:
     """Gathers the training statistics of one block between two reports."""
 
-    def __init__(self, block: int, plan: Plan) -> None:
+    def __init__(self, block: int, plan: Plan, lines: Lines) -> None:
         self.block = block
         self.plan = plan
+        self.lines = lines
         self.interval = max(1, plan.steps_per_epoch // REPORTS_PER_EPOCH)
         self._clear()
 
@@ -38,10 +40,6 @@ class ProgressMeter:
             self.correct += local.correct(targets_B)
         self.steps += 1
         self.sites += len(targets_B)
-
-    def waited(self, seconds: float) -> None:
-        """Count time spent waiting for a neighbour."""
-        self.wait_s += seconds
 
     def restart_clock(self) -> None:
         """Leave what came before out of the throughput."""
@@ -85,7 +83,7 @@ class ProgressMeter:
             agreement=float(agreement_B.mean()),
             mixing=mixing,
             samples_per_s=self.sites / self.plan.num_sites / seconds,
-            wait_s=self.wait_s,
+            **self.lines.use()._asdict(),
         )
         self._clear()
         return result
@@ -99,5 +97,4 @@ class ProgressMeter:
         self.loss = torch.zeros(())
         self.correct = torch.zeros((), dtype=torch.float64)
         self.steps = self.sites = 0
-        self.wait_s = 0.0
         self.restart_clock()

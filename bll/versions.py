@@ -8,7 +8,6 @@ per unit, D units, W weights.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from bll.choices import ReadoutName, TwinName
 from bll.config import TrainingConfig
-from bll.messages import Channel, Kind, Packet
+from bll.lines import Inlet, Outlet
+from bll.messages import Kind, Packet
 
 
 class Version(NamedTuple):
@@ -42,12 +42,10 @@ def carried(config: TrainingConfig) -> tuple[str, ...]:
 class RightVersions:
     """The right neighbour's versions, as they are asked for."""
 
-    def __init__(self, config: TrainingConfig, incoming: Channel | None, waited: Callable[[float], None]) -> None:
-        """`waited` is told how long each version was waited for, in seconds."""
+    def __init__(self, config: TrainingConfig, incoming: Inlet | None) -> None:
         self._incoming = incoming
         self._carried = carried(config)
         self._delay_steps = config.backward.delay_steps
-        self._waited = waited
         self._number, self._version = -1, Version()
 
     def at(self, step: int) -> Version:
@@ -56,9 +54,7 @@ class RightVersions:
             return self._version
         wanted = max(0, step - self._delay_steps)
         while self._number < wanted:
-            before = time.monotonic()
             packet = self._incoming.receive()
-            self._waited(time.monotonic() - before)
             self._number = packet.step
             self._version = Version(**dict(zip(self._carried, packet.tensors, strict=True)))
         if self._number != wanted:
@@ -74,7 +70,7 @@ class OwnVersions:
     """A block's versions on their way left. Those that the neighbour may still ask for go into checkpoints."""
 
     def __init__(
-        self, config: TrainingConfig, outgoing: Channel | None, make: Mapping[str, Callable[[int], Tensor]]
+        self, config: TrainingConfig, outgoing: Outlet | None, make: Mapping[str, Callable[[int], Tensor]]
     ) -> None:
         """`make[name](number)` gives one field of Version as it is, after `number` updates, in a tensor of its own."""
         self._outgoing = outgoing

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from bll.blocks import first_layer_weights
-from bll.events import BlockDiagnostics, BlockProgress, Evaluation, RegressionEvaluation
+from bll.events import BlockDiagnostics, BlockProgress, BlockWaiting, Evaluation, RegressionEvaluation
 from bll.families import make_family
+from bll.lines import Inlet, Outlet, Tell
 from bll.messages import Channel
 from bll.plan import Plan
 from bll.readouts import latent_units
@@ -34,7 +35,9 @@ class BlockEnded:
     step: int
 
 
-WorkerEvent = BlockProgress | BlockDiagnostics | Evaluation | RegressionEvaluation | BlockSaved | BlockEnded
+WorkerEvent = (
+    BlockProgress | BlockDiagnostics | BlockWaiting | Evaluation | RegressionEvaluation | BlockSaved | BlockEnded
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,50 @@ class Links:
     emit: Callable[[WorkerEvent], None]
     stop_requested: Callable[[], bool]
     """Asked by the first worker before each step."""
+
+
+class LineUse(NamedTuple):
+    """How a block's lines were used since this was last asked."""
+
+    wait_s: float
+    """Time spent waiting for what the neighbours send."""
+    version_wait_s: float
+    """The part of it for versions of the next block."""
+    send_wait_s: float
+    """Time spent waiting for room in the lines to the neighbours."""
+    inbox_fill: float
+    """Mean fraction of the line from the left that was taken when it was read: 0 where the block waits for it, 1
+    where it is the slower of the two. 0 too where nothing comes from another worker."""
+
+
+class Lines:
+    """All lines of one block. None where there is no neighbour, or nothing flows."""
+
+    def __init__(self, block: int, links: Links) -> None:
+        def tell(neighbour: int, for_room: bool) -> Tell:
+            return lambda seconds, ended: links.emit(BlockWaiting(block, neighbour, for_room, seconds, ended))
+
+        self.inbox = Inlet(links.inbox, tell(block - 1, False)) if links.inbox else None
+        self.outbox = Outlet(links.outbox, tell(block + 1, True)) if links.outbox else None
+        self.backward_in = Inlet(links.backward_in, tell(block + 1, False)) if links.backward_in else None
+        self.backward_out = Outlet(links.backward_out, tell(block - 1, True)) if links.backward_out else None
+
+    def use(self) -> LineUse:
+        """How they were used since this was last asked."""
+        ends = self.inbox, self.backward_in, self.outbox, self.backward_out
+        left, version, *sending = (end.wait_s if end else 0.0 for end in ends)
+        for end in ends:
+            if end:
+                end.wait_s = 0.0
+        return LineUse(left + version, version, sum(sending), self._fill())
+
+    def _fill(self) -> float:
+        """Mean fill of the line from the left since the last call."""
+        if self.inbox is None or not self.inbox.reads or not self.inbox.channel.slots:
+            return 0.0
+        fill = self.inbox.depths / self.inbox.reads / self.inbox.channel.slots
+        self.inbox.depths = self.inbox.reads = 0
+        return fill
 
 
 C = TypeVar("C", bound=Channel)

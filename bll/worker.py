@@ -9,7 +9,6 @@ not depend on who runs the blocks (method, section 5).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from bll.seeding import derive
 from bll.sending import Sender
 from bll.twins import ClassTable
 from bll.versions import OwnVersions, RightVersions
-from bll.wiring import BlockEnded, BlockSaved, Links
+from bll.wiring import BlockEnded, BlockSaved, Lines, Links
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,7 @@ class BlockWorker:
         self.config = run.plan.config
         self.index = index
         self.links = links
+        self.lines = Lines(index, links)
         self.keeps_graph = keeps_graph
         self.is_first = index == 0
         needs_statistics = self.is_first or self.plan.is_regression
@@ -136,11 +136,11 @@ class BlockWorker:
         self.num_validation_batches = -(-len(self.validation_targets) // batch)
         self.order_epoch, self.order = -1, np.empty(0, dtype=np.int64)
         self.next_packet: Packet | None = None
-        self.progress = ProgressMeter(index, self.plan)
+        self.progress = ProgressMeter(index, self.plan, self.lines)
         self.examiner = Examiner(index, self.plan, self.block, self.objective)
-        self.right = RightVersions(run.plan.config, links.backward_in, self.progress.waited)
+        self.right = RightVersions(run.plan.config, self.lines.backward_in)
         self.versions = OwnVersions(
-            run.plan.config, links.backward_out, {"table": self._table, "first_layer": self._first_layer}
+            run.plan.config, self.lines.backward_out, {"table": self._table, "first_layer": self._first_layer}
         )
         self.evaluation: EvaluationMeter | RegressionMeter | None = None
         self.saved_step = run.start_step
@@ -180,7 +180,7 @@ class BlockWorker:
         alpha_BPD = block.readout(output)
         table = block.twin(told)
         mixing = self.mixing.at(epoch)
-        if sender.reads_latent and self.links.outbox:
+        if sender.reads_latent and self.lines.outbox:
             with torch.set_grad_enabled(self.keeps_graph):
                 beta_BPD = table.beta_CPD[targets_B].detach()
                 message = sender.training_message(output, alpha_BPD, beta_BPD, mixing, epoch, step)
@@ -209,9 +209,9 @@ class BlockWorker:
 
     def _send(self, epoch: int, step: int, message: Tensor) -> None:
         """Before any backward pass: the next block need not wait for it."""
-        if self.links.outbox:
+        if self.lines.outbox:
             message = message if self.keeps_graph else message.detach()
-            self.links.outbox.send(Packet(Kind.TRAIN, epoch, step, (message,)))
+            self.lines.outbox.send(Packet(Kind.TRAIN, epoch, step, (message,)))
 
     def _standing(self, step: int) -> Standing:
         return Standing(
@@ -253,9 +253,9 @@ class BlockWorker:
         exits_KBX = torch.cat((*exits, exit_BX.unsqueeze(0)))
         self.progress.restart_clock()
         epoch = step // self.plan.steps_per_epoch - 1
-        if self.links.outbox:
+        if self.lines.outbox:
             message = self.sender.message(output, alpha_BPD)
-            self.links.outbox.send(Packet(Kind.EVALUATE, epoch, batch, (message, exits_KBX)))
+            self.lines.outbox.send(Packet(Kind.EVALUATE, epoch, batch, (message, exits_KBX)))
             return
         if batch == 0:
             self.evaluation = make_meter("validation", self.plan)
@@ -285,16 +285,13 @@ class BlockWorker:
         else:
             self.next_packet = self._receive()
             stop = self.next_packet.kind is Kind.STOP
-        if stop and self.links.outbox:
-            self.links.outbox.send(Packet(Kind.STOP, step // self.plan.steps_per_epoch, step, ()))
+        if stop and self.lines.outbox:
+            self.lines.outbox.send(Packet(Kind.STOP, step // self.plan.steps_per_epoch, step, ()))
         return stop
 
     def _receive(self) -> Packet:
-        assert self.links.inbox is not None
-        before = time.monotonic()
-        packet = self.links.inbox.receive()
-        self.progress.waited(time.monotonic() - before)
-        return packet
+        assert self.lines.inbox is not None
+        return self.lines.inbox.receive()
 
     def _take(self, kind: Kind, step: int) -> tuple[Tensor, ...]:
         """The tensors of the next packet, which the schedule says is `kind` number `step`."""

@@ -28,20 +28,27 @@ class DelayedRing(RingChannel):
         self._freed_at = context.RawArray("d", slots)
         self._credits = context.Semaphore(slots)
         self._sends = self._receives = 0
+        self._arriving: Packet | None = None
 
-    def send(self, packet: Packet) -> None:
-        self._credits.acquire()
+    def send(self, packet: Packet, timeout_s: float) -> bool:
+        end = time.monotonic() + timeout_s
+        if not self._credits.acquire(timeout=timeout_s):
+            return False
         place = self._sends % self._places
-        if self._sends >= self._places:
-            _wait_until(self._freed_at[place] + self._one_way_s)
+        if self._sends >= self._places and not _wait_until(self._freed_at[place] + self._one_way_s, end):
+            self._credits.release()
+            return False
         self._sent_at[place] = time.monotonic()
-        super().send(packet)
         self._sends += 1
+        return super().send(packet, 0.0)  # with a credit there is a free slot
 
-    def receive(self) -> Packet:
-        packet = super().receive()
+    def receive(self, timeout_s: float) -> Packet | None:
+        end = time.monotonic() + timeout_s
+        self._arriving = self._arriving or super().receive(timeout_s)
         place = self._receives % self._places
-        _wait_until(self._sent_at[place] + self._one_way_s)
+        if not self._arriving or not _wait_until(self._sent_at[place] + self._one_way_s, end):
+            return None
+        packet, self._arriving = self._arriving, None
         self._freed_at[place] = time.monotonic()
         self._receives += 1
         self._credits.release()
@@ -50,7 +57,9 @@ class DelayedRing(RingChannel):
     def depth(self) -> int:
         """Packets that have arrived and wait to be received, by this moment."""
         latest = time.monotonic() - self._one_way_s
-        places = ((self._receives + number) % self._places for number in range(super().depth()))
+        places = (
+            (self._receives + number) % self._places for number in range(super().depth() + (self._arriving is not None))
+        )
         return sum(self._sent_at[place] <= latest for place in places)
 
 
@@ -65,8 +74,12 @@ class DelayedProcesses(ProcessExecutor):
         return DelayedRing(self._context, slots, size_bytes, self._round_trip_s)
 
 
-def _wait_until(moment: float) -> None:
-    """By the clock that all processes of a machine share."""
-    remaining_s = moment - time.monotonic()
+def _wait_until(moment: float, end: float) -> bool:
+    """Sleep until `moment`, or only until `end` where that is earlier; whether it is `moment`.
+
+    By the clock that all processes of a machine share.
+    """
+    remaining_s = min(moment, end) - time.monotonic()
     if remaining_s > 0:
         time.sleep(remaining_s)
+    return moment <= end or moment <= time.monotonic()

@@ -52,14 +52,8 @@ class ProcessExecutor:
         self._context.set_forkserver_preload([__name__])
         with _environment(_ENVIRONMENT):
             forkserver.ensure_running()
-        # Kept: a semaphore's name is gone with the parent's object, and a child looks it up when it starts.
-        self._links = wire(
-            run.plan,
-            run.plan.workers,
-            self.make_channel,
-            emit=_unwired,
-            stop_requested=_unwired,
-        )
+        # Kept: a child opens what channels are made of when it starts.
+        self._links = wire(run.plan, run.plan.workers, self.make_channel, emit=_unwired, stop_requested=_unwired)
         for blocks, link in zip(run.plan.workers, self._links, strict=True):
             events, sender = self._context.Pipe(duplex=False)
             lifeline, held = self._context.Pipe(duplex=False)

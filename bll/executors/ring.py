@@ -1,14 +1,24 @@
 """A ring of preallocated slots in shared memory, between two processes.
 
-One writer, one reader: each keeps its own position, and two semaphores count free and filled slots, which also
-order the memory accesses. A packet is copied once into its slot and once out of it; nothing is pickled. The memory
-has no name: it is gone with the last process that holds it, however that one dies.
+One writer, one reader. How many packets were sent and how many received stands in the shared memory, each written by
+one end alone, so that both ends, their parent and whoever takes the place of a killed end can read it. A pipe for each
+end wakes it: a byte for every slot filled, a byte for every slot freed, which also order the memory accesses. A byte
+too many does no harm, for the counts decide; one that was lost with a killed process is made up for by `wake`.
+
+A packet is copied once into its slot and once out of it; nothing is pickled. Memory and pipes have no name: they are
+gone with the last process that holds them, however that one dies.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
+import os
+import select
 import struct
+import time
+from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
 
 import torch
@@ -23,71 +33,138 @@ _TENSOR = struct.Struct("<II8Q")
 _MAGIC = 0xB10C4321
 _ALIGNMENT = 64
 _MAX_TENSORS = 2
+_KINDS = {kind.value for kind in Kind}
+_MAX_DIMENSIONS = 8
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8)
 _PAYLOAD = -(-(_HEADER.size + _MAX_TENSORS * _TENSOR.size) // _ALIGNMENT) * _ALIGNMENT
+
+_SENT, _RECEIVED = 0, _ALIGNMENT // 8
+"""Where the counts stand among the shared numbers of 8 bytes: a cache line apart."""
 
 
 class RingChannel:
     """A bounded line between two processes. Made by their parent and passed to both when they start."""
 
     def __init__(self, context: BaseContext, slots: int, payload_bytes: int) -> None:
-        self._slots = slots
-        self._slot_bytes = _PAYLOAD + -(-payload_bytes // _ALIGNMENT) * _ALIGNMENT + _MAX_TENSORS * _ALIGNMENT
+        self.slots = slots
+        self._slot_bytes = _PAYLOAD + _aligned(payload_bytes) + _MAX_TENSORS * _ALIGNMENT
         self._memory = context.RawArray("B", slots * self._slot_bytes)
-        self._free = context.Semaphore(slots)
-        self._filled = context.Semaphore(0)
-        self._sent = self._received = 0
+        self._counts = context.RawArray("Q", 2 * _ALIGNMENT // 8)
+        self._filled, self._freed = _Bell(context, 0), _Bell(context, slots)
 
-    def send(self, packet: Packet) -> None:
-        """Copy `packet` into the next free slot, waiting for one. Raises ValueError if it is too large."""
-        self._free.acquire()
-        start = (self._sent % self._slots) * self._slot_bytes
-        header = (_MAGIC, packet.kind, self._sent, packet.epoch, packet.step, len(packet.tensors))
-        _HEADER.pack_into(self._memory, start, *header)
-        offset = _PAYLOAD
-        for number, tensor in enumerate(packet.tensors):
-            size_bytes = tensor.numel() * tensor.element_size()
-            if offset + size_bytes > self._slot_bytes or number >= _MAX_TENSORS or tensor.ndim > 8:
-                raise ValueError(f"{packet.kind.name} of shape {list(tensor.shape)} exceeds {self._slot_bytes} bytes")
-            sizes = (*tensor.shape, *[0] * (8 - tensor.ndim))
-            place = start + _HEADER.size + number * _TENSOR.size
-            _TENSOR.pack_into(self._memory, place, _DTYPES.index(tensor.dtype), tensor.ndim, *sizes)
-            if size_bytes:
-                self._view(start + offset, tensor.dtype, tuple(tensor.shape)).copy_(tensor)
-            offset = _aligned(offset + size_bytes)
-        self._sent += 1
-        self._filled.release()
+    def send(self, packet: Packet, timeout_s: float) -> bool:
+        """Copy `packet` into the next slot. False if none became free within `timeout_s`.
 
-    def receive(self) -> Packet:
-        """Copy the oldest packet out of its slot, waiting for one. Raises RuntimeError if it is out of sequence."""
-        self._filled.acquire()
-        start = (self._received % self._slots) * self._slot_bytes
-        magic, kind, sequence, epoch, step, count = _HEADER.unpack_from(self._memory, start)
-        if (magic, sequence) != (_MAGIC, self._received) or count > _MAX_TENSORS:
-            raise RuntimeError(f"ring slot holds packet {sequence} (mark {magic:#x}), expected {self._received}")
-        tensors = []
-        offset = _PAYLOAD
-        for number in range(count):
-            code, ndim, *sizes = _TENSOR.unpack_from(self._memory, start + _HEADER.size + number * _TENSOR.size)
-            shape, dtype = tuple(sizes[:ndim]), _DTYPES[code]
-            size_bytes = math.prod(shape) * dtype.itemsize
-            if offset + size_bytes > self._slot_bytes:
-                raise RuntimeError(f"ring slot names a tensor of {size_bytes} bytes, more than its size")
-            view = self._view(start + offset, dtype, shape) if size_bytes else torch.empty(shape, dtype=dtype)
-            tensors.append(view.clone())
-            offset = _aligned(offset + size_bytes)
-        self._received += 1
-        self._free.release()
-        return Packet(Kind(kind), epoch, step, tuple(tensors))
+        Raises ValueError if it does not fit into any.
+        """
+        self._check(packet)
+        if not self._freed.wait_until(lambda: self._held() < self.slots, timeout_s):
+            return False
+        self._write(packet, self._counts[_SENT])
+        self._counts[_SENT] += 1
+        self._filled.ring()
+        return True
+
+    def receive(self, timeout_s: float) -> Packet | None:
+        """Copy the oldest packet out of its slot. None if there came none within `timeout_s`.
+
+        Raises RuntimeError if the slot does not hold what it must.
+        """
+        if not self._filled.wait_until(lambda: self._held() > 0, timeout_s):
+            return None
+        packet = self._read(self._counts[_RECEIVED])
+        self._counts[_RECEIVED] += 1
+        self._freed.ring()
+        return packet
 
     def depth(self) -> int:
         """Packets that wait to be received, by this moment."""
-        return self._filled.get_value()
+        return self._held()
+
+    def _held(self) -> int:
+        return int(self._counts[_SENT] - self._counts[_RECEIVED])
+
+    def _check(self, packet: Packet) -> None:
+        tensors = packet.tensors
+        if len(tensors) > _MAX_TENSORS:
+            raise ValueError(f"{packet.kind.name} has {len(tensors)} tensors, more than {_MAX_TENSORS}")
+        for tensor in tensors:
+            if tensor.dtype not in _DTYPES or tensor.ndim > _MAX_DIMENSIONS:
+                raise ValueError(f"{packet.kind.name} of {tensor.dtype}, shape {list(tensor.shape)}, has no encoding")
+        *_, end = _offsets([tensor.numel() * tensor.element_size() for tensor in tensors])
+        if end > self._slot_bytes:
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+            raise ValueError(f"{packet.kind.name} of shape {shapes} exceeds {self._slot_bytes} bytes")
+
+    def _write(self, packet: Packet, sequence: int) -> None:
+        start = self._start(sequence)
+        header = (_MAGIC, packet.kind, sequence, packet.epoch, packet.step, len(packet.tensors))
+        _HEADER.pack_into(self._memory, start, *header)
+        offsets = _offsets([tensor.numel() * tensor.element_size() for tensor in packet.tensors])
+        for number, (tensor, offset) in enumerate(zip(packet.tensors, offsets, strict=False)):
+            sizes = (*tensor.shape, *[0] * (_MAX_DIMENSIONS - tensor.ndim))
+            place = start + _HEADER.size + number * _TENSOR.size
+            _TENSOR.pack_into(self._memory, place, _DTYPES.index(tensor.dtype), tensor.ndim, *sizes)
+            if tensor.numel():
+                self._view(start + offset, tensor.dtype, tuple(tensor.shape)).copy_(tensor)
+
+    def _read(self, sequence: int) -> Packet:
+        start = self._start(sequence)
+        magic, kind, found, epoch, step, count = _HEADER.unpack_from(self._memory, start)
+        if (magic, found) != (_MAGIC, sequence) or count > _MAX_TENSORS or kind not in _KINDS:
+            raise RuntimeError(f"ring slot holds packet {found} (mark {magic:#x}, kind {kind}), expected {sequence}")
+        places = [start + _HEADER.size + number * _TENSOR.size for number in range(count)]
+        kinds = [self._described(*_TENSOR.unpack_from(self._memory, place)) for place in places]
+        *offsets, end = _offsets([math.prod(shape) * dtype.itemsize for dtype, shape in kinds])
+        if end > self._slot_bytes:
+            raise RuntimeError(f"ring slot names tensors of shape {[shape for _, shape in kinds]}, more than its size")
+        views = [self._view(start + offset, *kind) for kind, offset in zip(kinds, offsets, strict=True)]
+        return Packet(Kind(kind), epoch, step, tuple(view.clone() for view in views))
+
+    def _described(self, code: int, ndim: int, *sizes: int) -> tuple[torch.dtype, tuple[int, ...]]:
+        if code >= len(_DTYPES) or ndim > _MAX_DIMENSIONS:
+            raise RuntimeError(f"ring slot names dtype {code} with {ndim} dimensions")
+        return _DTYPES[code], sizes[:ndim]
+
+    def _start(self, sequence: int) -> int:
+        return (sequence % self.slots) * self._slot_bytes
 
     def _view(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=dtype)
         flat = torch.frombuffer(self._memory, dtype=dtype, count=math.prod(shape), offset=start)
         return flat.view(shape)
 
 
-def _aligned(offset: int) -> int:
-    return -(-offset // _ALIGNMENT) * _ALIGNMENT
+class _Bell:
+    """Wakes a process that waits: a pipe that holds a byte for each time that it was rung and not yet answered."""
+
+    def __init__(self, context: BaseContext, rings: int) -> None:
+        self._listening, self._ringing = context.Pipe(duplex=False)
+        os.set_blocking(self._ringing.fileno(), False)
+        self.ring(rings)
+
+    def ring(self, times: int = 1) -> None:
+        """Wake the other end, now or when it comes to wait."""
+        with contextlib.suppress(BlockingIOError):  # it is full of bytes: enough to wake anybody
+            os.write(self._ringing.fileno(), bytes(times))
+
+    def wait_until(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        """Sleep until the bell rings and `ready()`. Whether it came to that within `timeout_s`, or is so anyway."""
+        end = time.monotonic() + timeout_s
+        poll = select.poll()
+        poll.register(self._listening.fileno(), select.POLLIN)
+        while poll.poll(max(0.0, end - time.monotonic()) * 1e3):
+            os.read(self._listening.fileno(), 1)
+            if ready():
+                return True
+        return ready()
+
+
+def _offsets(sizes_bytes: Sequence[int]) -> list[int]:
+    """Where tensors of these sizes lie within a slot, and where the last one ends."""
+    return list(itertools.accumulate(map(_aligned, sizes_bytes), initial=_PAYLOAD))
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT

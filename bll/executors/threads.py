@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Generator, Iterator
 
 import torch
 
@@ -24,27 +26,36 @@ class QueueChannel:
     """A bounded line between two threads."""
 
     def __init__(self, slots: int, aborted: threading.Event) -> None:
+        self.slots = slots
         self._packets: queue.Queue[Packet] = queue.Queue(slots)
         self._aborted = aborted
 
-    def send(self, packet: Packet) -> None:
-        while not self._aborted.is_set():
-            try:
-                return self._packets.put(packet, timeout=_POLL_S)
-            except queue.Full:
-                continue
-        raise Aborted
+    def send(self, packet: Packet, timeout_s: float) -> bool:
+        for slice_s in self._slices(timeout_s):
+            with contextlib.suppress(queue.Full):
+                self._packets.put(packet, timeout=slice_s)
+                return True
+        return False
 
-    def receive(self) -> Packet:
-        while not self._aborted.is_set():
-            try:
-                return self._packets.get(timeout=_POLL_S)
-            except queue.Empty:
-                continue
-        raise Aborted
+    def receive(self, timeout_s: float) -> Packet | None:
+        for slice_s in self._slices(timeout_s):
+            with contextlib.suppress(queue.Empty):
+                return self._packets.get(timeout=slice_s)
+        return None
 
     def depth(self) -> int:
         return self._packets.qsize()
+
+    def _slices(self, timeout_s: float) -> Iterator[float]:
+        """Times to wait, `timeout_s` in all. Raises Aborted once the run is being torn down."""
+        end, left_s = time.monotonic() + timeout_s, timeout_s
+        while True:
+            if self._aborted.is_set():
+                raise Aborted
+            yield max(0.0, min(left_s, _POLL_S))
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                return
 
 
 class ThreadExecutor:

@@ -96,7 +96,29 @@ class BlockProgress:
     mixing: float
     samples_per_s: float
     wait: timedelta
-    """Time spent waiting for neighbours."""
+    """Time spent waiting for what the neighbours send."""
+    version_wait: timedelta = timedelta()
+    """The part of it for versions of the next block."""
+    send_wait: timedelta = timedelta()
+    """Time spent waiting for room in the lines to the neighbours."""
+    inbox_fill: float = 0.0
+    """Mean fraction of the line from the left that was taken when the block read it. The slowest block has a full
+    line at its left and an empty one at its right."""
+
+
+@dataclass(frozen=True)
+class BlockWaiting:
+    """A block has waited long for a neighbour. Told once in each such wait, and when it is over."""
+
+    block: int
+    """From 0."""
+    neighbour: int
+    for_room: bool
+    """True: the line to the neighbour is full; False: nothing comes from it."""
+    wait: timedelta
+    """So far, or in all."""
+    ended: bool
+    """The wait is over."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +229,7 @@ class JobEvent:
     number: int
     """Rises by one from 1, without gaps."""
     time: datetime
-    event: StateChange | BlockProgress | BlockDiagnostics | Evaluation | Alarm | CheckpointSaved | None
+    event: StateChange | BlockProgress | BlockDiagnostics | BlockWaiting | Evaluation | Alarm | CheckpointSaved | None
     """None: a kind of event that this client does not know."""
 
 

@@ -17,7 +17,7 @@ from google.rpc import code_pb2, error_details_pb2
 
 from bll.config import TrainingConfig
 from bll.errors import InvalidConfig, Violation
-from bll.events import Alarm, BlockDiagnostics, BlockProgress, CheckpointSaved, Evaluation
+from bll.events import Alarm, BlockDiagnostics, BlockProgress, BlockWaiting, CheckpointSaved, Evaluation
 from bll.plain import from_dict
 from bll.plan import Plan
 from bll_proto.v1 import errors_pb2, training_pb2
@@ -117,6 +117,8 @@ def event_message(event: JobEvent) -> training_pb2.JobEvent:
             _filled(message.block_progress, inner)
         case BlockDiagnostics() as inner:
             _filled(message.block_diagnostics, inner)
+        case BlockWaiting() as inner:
+            _filled(message.block_waiting, inner)
         case Evaluation() as inner:
             _filled(message.evaluation, inner)
         case Alarm() as inner:

@@ -59,7 +59,25 @@ class Metrics:
         self._alarms = Counter(
             "bll_job_alarms", "Alarms raised by running jobs, by signature.", ["signature"], registry=self.registry
         )
-        self._job_gauges = (self._block_loss, self._block_kl, self._samples, self._steps, self._accuracy)
+        self._block_wait = self._block_seconds(
+            "bll_job_block_receive_wait_seconds", "Time that a block waited for what its neighbours send."
+        )
+        self._block_send_wait = self._block_seconds(
+            "bll_job_block_send_wait_seconds", "Time that a block waited for room in the lines to its neighbours."
+        )
+        self._block_fill = self._of_job(
+            "bll_job_block_inbox_fill_ratio", "How full the line from the left was when the block read it.", "block"
+        )
+        self._job_series = (
+            self._block_loss,
+            self._block_kl,
+            self._block_wait,
+            self._block_send_wait,
+            self._block_fill,
+            self._samples,
+            self._steps,
+            self._accuracy,
+        )
 
         self.inference_request_seconds = self._of_model(
             "bll_inference_request_seconds", "Time that a request which was answered spent in its handler.", _SECONDS
@@ -89,6 +107,9 @@ class Metrics:
     def _of_job(self, name: str, documentation: str, *labels: str) -> Gauge:
         return Gauge(name, documentation, ["job", *labels], registry=self.registry)
 
+    def _block_seconds(self, name: str, documentation: str) -> Counter:
+        return Counter(name, documentation, ["job", "block"], registry=self.registry)
+
     def count_jobs(self, counts: Callable[[], Mapping[Any, int]]) -> None:
         """Show the number of jobs in each state, asked for at every scrape, so that it is never stale."""
         self.registry.register(_JobStates(counts))
@@ -97,6 +118,9 @@ class Metrics:
         """Show how a block fares."""
         self._block_loss.labels(job_id, str(progress.block)).set(progress.loss_nats)
         self._block_kl.labels(job_id, str(progress.block)).set(progress.kl_nats)
+        self._block_wait.labels(job_id, str(progress.block)).inc(progress.wait_s)
+        self._block_send_wait.labels(job_id, str(progress.block)).inc(progress.send_wait_s)
+        self._block_fill.labels(job_id, str(progress.block)).set(progress.inbox_fill)
 
     def job_progressed(self, job_id: str, step: int, samples_per_s: float) -> None:
         """Show how far a job is."""
@@ -114,8 +138,8 @@ class Metrics:
 
     def job_ended(self, job_id: str) -> None:
         """Take the job's series away: a server that lives long would else collect them without end."""
-        for gauge in self._job_gauges:
-            gauge.remove_by_labels({"job": job_id})
+        for series in self._job_series:
+            series.remove_by_labels({"job": job_id})
 
 
 class RowHistogram(Collector):

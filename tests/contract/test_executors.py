@@ -201,7 +201,9 @@ def timeless(events: list[Event]) -> list[Event]:
     def still(event: Event) -> Event:
         match event:
             case BlockProgress():
-                return replace(event, samples_per_s=0.0, wait_s=0.0)
+                return replace(
+                    event, samples_per_s=0.0, wait_s=0.0, version_wait_s=0.0, send_wait_s=0.0, inbox_fill=0.0
+                )
             case BlockDiagnostics():
                 return replace(event, queue_depth=0)
         return event
@@ -279,6 +281,27 @@ def test_events_tell_every_block_every_epoch_and_the_end(name: ExecutorName, tmp
     checkpoints = [e.step for e in events if isinstance(e, CheckpointSaved)]
     assert checkpoints == [plan.steps_per_epoch, plan.total_steps]
     assert events[-1] == RunEnded(plan.total_steps, finished=True)
+
+
+@pytest.mark.parametrize("name", [ExecutorName.THREADS, ExecutorName.PROCESSES])
+def test_the_slowest_block_has_a_full_line_at_its_left_and_an_empty_one_at_its_right(
+    name: ExecutorName, tmp_path: Path
+) -> None:
+    widths = {"network": {"architecture": "mlp", "widths": [8, 4000, 8]}, "blocks": {"num_blocks": 3, "cuts": [1, 2]}}
+    plan = plan_of({**widths, "latent": {"readout": "linear"}, "epochs": 4}, name)
+    reports = [e for e in train(plan, tmp_path) if isinstance(e, BlockProgress) and e.epoch > 0]
+    fill, waits, blocked = (
+        [np.mean([getattr(e, field) for e in reports if e.block == block]) for block in range(3)]
+        for field in ("inbox_fill", "wait_s", "send_wait_s")
+    )
+    assert fill[1] > 0.7 > 0.3 > fill[2]
+    assert waits[2] > max(waits[0], waits[1])
+    assert blocked[0] > max(blocked[1], blocked[2])
+
+
+def test_one_loop_waits_for_nothing(reference: Reference) -> None:
+    reports = [e for e in reference("direct_mlp")[1] if isinstance(e, BlockProgress)]
+    assert {(e.wait_s, e.version_wait_s, e.send_wait_s, e.inbox_fill) for e in reports} == {(0.0, 0.0, 0.0, 0.0)}
 
 
 @every_executor

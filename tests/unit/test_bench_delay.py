@@ -25,6 +25,9 @@ SPEC = {
 }
 
 
+LIMIT_S = 30.0
+
+
 def ring_of(slots: int, round_trip_s: float) -> DelayedRing:
     return DelayedRing(multiprocessing.get_context("forkserver"), slots, 64, round_trip_s)
 
@@ -36,9 +39,10 @@ def packet(step: int) -> Packet:
 def test_a_packet_arrives_half_a_round_trip_after_it_was_sent() -> None:
     ring = ring_of(slots=2, round_trip_s=0.1)
     sent = time.monotonic()
-    ring.send(packet(0))
+    assert ring.send(packet(0), LIMIT_S)
     assert ring.depth() == 0
-    received = ring.receive()
+    received = ring.receive(LIMIT_S)
+    assert received
     assert time.monotonic() - sent >= 0.05
     assert (received.kind, received.epoch, received.step) == (Kind.TRAIN, 0, 0)
     assert received.tensors[0].tolist() == [0.0, 0.0]
@@ -49,12 +53,12 @@ def test_a_line_moves_no_more_than_its_slots_in_a_round_trip() -> None:
 
     def send() -> None:
         for step in range(6):
-            ring.send(packet(step))
+            assert ring.send(packet(step), LIMIT_S)
 
     sender = threading.Thread(target=send)
     started = time.monotonic()
     sender.start()
-    steps = [ring.receive().step for _ in range(6)]
+    steps = [received.step for _ in range(6) if (received := ring.receive(LIMIT_S))]
     sender.join()
     assert steps == list(range(6))
     # The last two of six went out two round trips after the first two, and then took half of one.
@@ -64,9 +68,9 @@ def test_a_line_moves_no_more_than_its_slots_in_a_round_trip() -> None:
 def test_without_a_delay_it_is_the_ring() -> None:
     ring = ring_of(slots=3, round_trip_s=0.0)
     for step in range(3):
-        ring.send(packet(step))
+        assert ring.send(packet(step), LIMIT_S)
     assert ring.depth() == 3
-    assert [ring.receive().step for _ in range(3)] == [0, 1, 2]
+    assert [received.step for _ in range(3) if (received := ring.receive(LIMIT_S))] == [0, 1, 2]
 
 
 def test_weights_over_delayed_links_are_those_of_the_sequential_loop(tmp_path: Path) -> None:

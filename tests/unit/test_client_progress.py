@@ -15,6 +15,7 @@ from bll_client import (
     BlockDiagnostics,
     BlockPlan,
     BlockProgress,
+    BlockWaiting,
     Job,
     JobEvent,
     JobPlan,
@@ -48,6 +49,7 @@ def progress(block: int, step: int, samples_per_s: float) -> JobEvent:
     content = BlockProgress(
         block=block, epoch=0, step=step, loss_nats=1.5, kl_nats=0.1, accuracy=0.5, posterior_variance=0.2,
         agreement=0.3, mixing=1.0, samples_per_s=samples_per_s, wait=timedelta(seconds=0.25),
+        send_wait=timedelta(seconds=1.5), inbox_fill=0.75,
     )  # fmt: skip
     return JobEvent(step, NOW, content)
 
@@ -102,3 +104,26 @@ def test_an_alarm_is_one_line_with_cause_and_remedy_and_diagnostics_are_none(
     live.show(JobEvent(1, NOW, DIAGNOSTICS))
     live.show(JobEvent(2, NOW, ALARM))
     assert expected in drawn(live)
+
+
+def test_a_blocked_and_a_starved_block_can_be_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    live = LiveView(JOB)
+    live.show(progress(0, 10, 100.0))
+    assert drawn(live).splitlines()[2].split()[-5:] == ["0.2", "s", "1.5", "s", "75%"]
+    LineView().show(progress(0, 10, 100.0))
+    assert capsys.readouterr().out.endswith("waited 0.2 s, blocked 1.5 s, inbox 75% full\n")
+
+
+@pytest.mark.parametrize(
+    ("for_room", "said"), [(False, "31 s for block 1"), (True, "31 s for room in the line to block 1")]
+)
+def test_a_long_wait_is_shown_until_it_is_over(for_room: bool, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    begun, over = (BlockWaiting(2, 1, for_room, timedelta(seconds=31), ended) for ended in (False, True))
+    live, lines = LiveView(JOB), LineView()
+    for number, (event, shown) in enumerate(((begun, True), (over, False))):
+        live.show(JobEvent(number, NOW, event))
+        lines.show(JobEvent(number, NOW, event))
+        assert (f"block 2 has waited {said}" in drawn(live)) == shown
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith(f"block 2 has waited {said}")
+    assert second.endswith(f"block 2 waited {said}")

@@ -1,4 +1,5 @@
 from dataclasses import fields, is_dataclass
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType
@@ -29,6 +30,7 @@ from bll.events import (
     AlarmSignature,
     BlockDiagnostics,
     BlockProgress,
+    BlockWaiting,
     CheckpointSaved,
     Evaluation,
     Figure,
@@ -252,6 +254,15 @@ def test_an_alarm_keeps_its_numbers_and_whether_it_is_of_a_block(block: int | No
     seen = read(bll_client.Alarm, message)
     assert (seen.signature, seen.block, seen.cause) == (bll_client.AlarmSignature.LOSS_PLATEAU, block, alarm.cause)
     assert seen.values == (bll_client.Figure("agreement", 0.25), bll_client.Figure("loss_nats", 2.0))
+
+
+def test_a_long_wait_reaches_the_client(tmp_path: Path) -> None:
+    store = Store(tmp_path / "bll.db")
+    store.create("one", "m", b"", PLAN)
+    store.append("one", BlockWaiting(2, 1, True, 31.5, False))
+    (kept,) = store.events("one", 1)
+    seen = read(bll_client.BlockWaiting, convert.event_message(kept).block_waiting)
+    assert seen == bll_client.BlockWaiting(2, 1, True, timedelta(seconds=31.5), False)
 
 
 def test_every_enum_of_the_config_is_compared() -> None:

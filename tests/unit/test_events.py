@@ -11,6 +11,7 @@ from bll.events import (
     AlarmSignature,
     BlockDiagnostics,
     BlockProgress,
+    BlockWaiting,
     CheckpointSaved,
     Evaluation,
     Event,
@@ -28,7 +29,8 @@ counts = st.integers(0, 2**53)
 scores = st.builds(Scores, numbers, numbers, numbers, numbers)
 regression_scores = st.builds(RegressionScores, *[numbers] * 6)
 events = st.one_of(
-    st.builds(BlockProgress, counts, counts, counts, *[numbers] * 8),
+    st.builds(BlockProgress, counts, counts, counts, *[numbers] * 11),
+    st.builds(BlockWaiting, counts, counts, st.booleans(), numbers, st.booleans()),
     st.builds(
         Evaluation, st.text(), counts, counts, counts, scores, scores, st.lists(scores, max_size=3).map(tuple), numbers
     ),

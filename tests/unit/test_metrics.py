@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bll.events import Alarm, AlarmSignature
+from bll.events import Alarm, AlarmSignature, BlockProgress
 from bll_server.metrics import Metrics
 
 
@@ -17,3 +17,19 @@ def test_alarms_are_counted_by_signature() -> None:
         return metrics.registry.get_sample_value("bll_job_alarms_total", {"signature": signature})
 
     assert (count("loss_plateau"), count("end_to_end_gap"), count("unstable_uncertainty")) == (2, 1, None)
+
+
+def test_waits_of_a_block_add_up_until_its_job_ends_and_its_fill_is_the_last() -> None:
+    metrics = Metrics()
+
+    def value(name: str, job: str) -> float | None:
+        return metrics.registry.get_sample_value(f"bll_job_block_{name}", {"job": job, "block": "1"})
+
+    figures = 1.2, 0.3, 0.5, 0.2, 0.7, 1.0, 1000.0
+    for wait_s, send_wait_s, fill in ((0.25, 0.5, 0.75), (1.0, 2.0, 0.5)):
+        for job in ("one", "two"):
+            metrics.block_progressed(job, BlockProgress(1, 0, 5, *figures, wait_s, 0.0, send_wait_s, fill))
+    metrics.job_ended("two")
+    names = "receive_wait_seconds_total", "send_wait_seconds_total", "inbox_fill_ratio"
+    assert [value(name, "one") for name in names] == [1.25, 2.5, 0.5]
+    assert [value(name, "two") for name in names] == [None] * 3

@@ -14,11 +14,12 @@ from bll.losses import LocalLoss, Objective
 from bll.plan import Plan
 from bll.progress import ProgressMeter
 from bll.twins import ClassTable
+from bll.wiring import Lines, Links, WorkerEvent
 
 
 def meter(steps_per_epoch: int, target_shape: tuple[int, ...] = ()) -> ProgressMeter:
     plan = Plan(TrainingConfig(), (), (1, 8, 8), ("a", "b"), steps_per_epoch, "", target_shape=target_shape)
-    return ProgressMeter(2, plan)
+    return ProgressMeter(2, plan, Lines(2, Links(None, None, None, None, list[WorkerEvent]().append, lambda: False)))
 
 
 @pytest.mark.parametrize(

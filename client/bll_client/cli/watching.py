@@ -17,6 +17,7 @@ from bll_client import (
     Alarm,
     BlockDiagnostics,
     BlockProgress,
+    BlockWaiting,
     CheckpointSaved,
     Client,
     Evaluation,
@@ -93,6 +94,7 @@ class LiveView(LineView):
         self._state = job.state
         self._validation = job.validation
         self._alarms: list[Alarm] = []
+        self._waiting: dict[tuple[int, int], BlockWaiting] = {}
         self._batch_size = int(job.resolved_spec.get("batch_size", 0))
         steps_per_epoch = job.plan.steps_per_epoch if job.plan else 0
         # Zero where the server has no plan to tell: no bar can be drawn to scale then.
@@ -113,16 +115,22 @@ class LiveView(LineView):
         match event.event:
             case StateChange(state=state):
                 self._state = state
+                self._waiting.clear()
             case BlockProgress(block=block):
                 self._blocks[block] = event.event
             case Evaluation(split="validation"):
                 self._validation = event.event
             case Alarm():
                 self._alarms.append(event.event)
+            case BlockWaiting(block=block, neighbour=neighbour, ended=True):
+                self._waiting.pop((block, neighbour), None)
+            case BlockWaiting(block=block, neighbour=neighbour):
+                self._waiting[block, neighbour] = event.event
 
     def _draw(self) -> RenderableType:
-        alarms = (Text(_warning(alarm), style="yellow") for alarm in self._alarms[-_SHOWN_ALARMS:])
-        return Group(self._head(), self._table(), *alarms)
+        warnings = [_warning(alarm) for alarm in self._alarms[-_SHOWN_ALARMS:]]
+        warnings += [_wait(waiting) for waiting in self._waiting.values()]
+        return Group(self._head(), self._table(), *(Text(warning, style="yellow") for warning in warnings))
 
     def _head(self) -> Text:
         parts = [f"{self._name} {self._state}"]
@@ -147,7 +155,7 @@ class LiveView(LineView):
         table = Table(box=None, pad_edge=False)
         table.add_column("block")
         table.add_column("", width=24)
-        for column in ("step", "loss", "accuracy", "variance", "samples/s", "waited"):
+        for column in ("step", "loss", "accuracy", "variance", "samples/s", "waited", "blocked", "inbox"):
             table.add_column(column, justify="right", no_wrap=True)
         for k, block in sorted(self._blocks.items()):
             step = block.step if block else 0
@@ -169,6 +177,8 @@ def _figures(block: BlockProgress) -> tuple[str, ...]:
         f"{block.posterior_variance:.4f}",
         f"{block.samples_per_s:.0f}",
         f"{block.wait.total_seconds():.1f} s",
+        f"{block.send_wait.total_seconds():.1f} s",
+        f"{block.inbox_fill:.0%}",
     )
 
 
@@ -177,21 +187,29 @@ def _warning(alarm: Alarm) -> str:
     return f"alarm {alarm.signature}, {where} epoch {alarm.epoch}: {alarm.cause}; remedy: {alarm.remedy}"
 
 
+def _wait(waiting: BlockWaiting) -> str:
+    verb = "waited" if waiting.ended else "has waited"
+    what = f"room in the line to block {waiting.neighbour}" if waiting.for_room else f"block {waiting.neighbour}"
+    return f"block {waiting.block} {verb} {waiting.wait.total_seconds():.0f} s for {what}"
+
+
 def line(event: JobEvent) -> str:
     """One event in words; empty for diagnostics, two dozen numbers that are for programs."""
     match event.event:
         case StateChange(state, reason):
             return f"job {state}" + (f": {reason}" if reason else "")
         case BlockProgress() as block:
-            loss, accuracy, variance, rate, waited = _figures(block)
+            loss, accuracy, variance, rate, waited, blocked, inbox = _figures(block)
             return (
                 f"block {block.block} epoch {block.epoch} step {block.step}: loss {loss}, accuracy {accuracy}, "
-                f"variance {variance}, {rate} samples/s, waited {waited}"
+                f"variance {variance}, {rate} samples/s, waited {waited}, blocked {blocked}, inbox {inbox} full"
             )
         case Evaluation() as evaluation:
             return f"{evaluation.split} epoch {evaluation.epoch} step {evaluation.step}: {scores(evaluation)}"
         case BlockDiagnostics():
             return ""
+        case BlockWaiting() as waiting:
+            return _wait(waiting)
         case Alarm() as alarm:
             return _warning(alarm)
         case CheckpointSaved(step):

@@ -1302,6 +1302,9 @@ class BlockProgress(_message.Message):
     MIXING_FIELD_NUMBER: _builtins.int
     SAMPLES_PER_S_FIELD_NUMBER: _builtins.int
     WAIT_S_FIELD_NUMBER: _builtins.int
+    VERSION_WAIT_S_FIELD_NUMBER: _builtins.int
+    SEND_WAIT_S_FIELD_NUMBER: _builtins.int
+    INBOX_FILL_FIELD_NUMBER: _builtins.int
     block: _builtins.int
     """block counts from 0."""
     epoch: _builtins.int
@@ -1320,7 +1323,15 @@ class BlockProgress(_message.Message):
     """mixing is m in force."""
     samples_per_s: _builtins.float
     wait_s: _builtins.float
-    """wait_s is the time spent waiting for neighbours."""
+    """wait_s is the time spent waiting for what the neighbours send."""
+    version_wait_s: _builtins.float
+    """version_wait_s is the part of wait_s for versions of the next block."""
+    send_wait_s: _builtins.float
+    """send_wait_s is the time spent waiting for room in the lines to the neighbours."""
+    inbox_fill: _builtins.float
+    """inbox_fill is the mean fraction of the line from the left that was taken when the block read it. The slowest
+    block has a full line at its left and an empty one at its right.
+    """
     def __init__(
         self,
         *,
@@ -1335,14 +1346,55 @@ class BlockProgress(_message.Message):
         mixing: _builtins.float = ...,
         samples_per_s: _builtins.float = ...,
         wait_s: _builtins.float = ...,
+        version_wait_s: _builtins.float = ...,
+        send_wait_s: _builtins.float = ...,
+        inbox_fill: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "agreement", b"agreement", "block", b"block", "epoch", b"epoch", "kl_nats", b"kl_nats", "loss_nats", b"loss_nats", "mixing", b"mixing", "posterior_variance", b"posterior_variance", "samples_per_s", b"samples_per_s", "step", b"step", "wait_s", b"wait_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "agreement", b"agreement", "block", b"block", "epoch", b"epoch", "inbox_fill", b"inbox_fill", "kl_nats", b"kl_nats", "loss_nats", b"loss_nats", "mixing", b"mixing", "posterior_variance", b"posterior_variance", "samples_per_s", b"samples_per_s", "send_wait_s", b"send_wait_s", "step", b"step", "version_wait_s", b"version_wait_s", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BlockProgress: _TypeAlias = BlockProgress  # noqa: Y015
+
+@_typing.final
+class BlockWaiting(_message.Message):
+    """BlockWaiting says that a block has waited long for a neighbour: once in each such wait, and when it is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    NEIGHBOUR_FIELD_NUMBER: _builtins.int
+    FOR_ROOM_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    block: _builtins.int
+    """block counts from 0."""
+    neighbour: _builtins.int
+    """neighbour is the block waited for."""
+    for_room: _builtins.bool
+    """for_room is true where the line to the neighbour is full, false where nothing comes from it."""
+    wait_s: _builtins.float
+    """wait_s is the time waited so far, or in all."""
+    ended: _builtins.bool
+    """ended is true when the wait is over."""
+    def __init__(
+        self,
+        *,
+        block: _builtins.int = ...,
+        neighbour: _builtins.int = ...,
+        for_room: _builtins.bool = ...,
+        wait_s: _builtins.float = ...,
+        ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "ended", b"ended", "for_room", b"for_room", "neighbour", b"neighbour", "wait_s", b"wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockWaiting: _TypeAlias = BlockWaiting  # noqa: Y015
 
 @_typing.final
 class Scores(_message.Message):
@@ -1675,6 +1727,7 @@ class JobEvent(_message.Message):
     CHECKPOINT_SAVED_FIELD_NUMBER: _builtins.int
     BLOCK_DIAGNOSTICS_FIELD_NUMBER: _builtins.int
     ALARM_FIELD_NUMBER: _builtins.int
+    BLOCK_WAITING_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number rises by one from 1, without gaps."""
     @_builtins.property
@@ -1691,6 +1744,8 @@ class JobEvent(_message.Message):
     def block_diagnostics(self) -> Global___BlockDiagnostics: ...
     @_builtins.property
     def alarm(self) -> Global___Alarm: ...
+    @_builtins.property
+    def block_waiting(self) -> Global___BlockWaiting: ...
     def __init__(
         self,
         *,
@@ -1702,12 +1757,13 @@ class JobEvent(_message.Message):
         checkpoint_saved: Global___CheckpointSaved | None = ...,
         block_diagnostics: Global___BlockDiagnostics | None = ...,
         alarm: Global___Alarm | None = ...,
+        block_waiting: Global___BlockWaiting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "number", b"number", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "number", b"number", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "block_progress", "evaluation", "checkpoint_saved", "block_diagnostics", "alarm"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "block_progress", "evaluation", "checkpoint_saved", "block_diagnostics", "alarm", "block_waiting"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

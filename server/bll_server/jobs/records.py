@@ -11,6 +11,7 @@ from bll.events import (
     Alarm,
     BlockDiagnostics,
     BlockProgress,
+    BlockWaiting,
     CheckpointSaved,
     Evaluation,
     RegressionEvaluation,
@@ -31,7 +32,7 @@ class StateChange:
     reason: str = ""
 
 
-RunEvent = BlockProgress | BlockDiagnostics | Evaluation | Alarm | CheckpointSaved
+RunEvent = BlockProgress | BlockDiagnostics | BlockWaiting | Evaluation | Alarm | CheckpointSaved
 """What a run tells that is kept with the job."""
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bll.errors import ExportError
-from bll.events import Alarm, BlockProgress, Evaluation
+from bll.events import Alarm, BlockProgress, BlockWaiting, Evaluation
 from bll.plan import Plan
 from bll_server.errors import IllegalState, Overloaded, ShuttingDown, StorageFull
 from bll_server.jobs.records import Failure, Job, JobEvent, StateChange, plan_to_json
@@ -235,6 +235,9 @@ class Scheduler:
         elif isinstance(event, Alarm):
             self._metrics.alarm_raised(event)
             log.warning("alarm %s: %s", event.signature, event.cause)
+        elif isinstance(event, BlockWaiting):
+            verb = "waited" if event.ended else "has waited"
+            log.warning("block %d %s %.0f s for block %d", event.block, verb, event.wait_s, event.neighbour)
         if progress:
             self._metrics.job_progressed(job_id, progress.step, progress.samples_per_s)
 
