@@ -4,35 +4,38 @@ from benchmarks.method.groups.specs import (
     ALL_EXITS,
     BACKPROP,
     CNN,
+    CNN_DEFAULT_READOUT,
     LOCAL_CLASSIFIERS,
     LOCAL_CLASSIFIERS_EVIDENCE,
     PLAIN,
+    PLAIN_CNN,
     family,
 )
 from benchmarks.method.trials import Chart, Claim, Contender, Group, Spec, merged
 
 _WIDER: Spec = {"network": {"widths": [16, 16, 32, 32, 68, 68]}}
 """Backprop's network is widened until its forward pass costs what that of four blocks with their readouts does."""
-_SMALL_READOUT: Spec = {"latent": {"readout_units": 64}}
 _LARGE_READOUT: Spec = {"latent": {"readout_units": 256, "readout_grid": 4}}
 
 _THREE_SEEDS: dict[str, Spec] = {
-    "bll": {},
-    "backprop": BACKPROP,
-    "backprop-plain": PLAIN,
-    "backprop-all-exits": ALL_EXITS,
-    "bll-gaussian": family("gaussian"),
-    "bll-small-readout": _SMALL_READOUT,
-    "local_classifiers": LOCAL_CLASSIFIERS,
-    "backprop-wider": merged(BACKPROP, _WIDER),
+    "bll": CNN,
+    "backprop": merged(CNN, BACKPROP),
+    "backprop-plain": PLAIN_CNN,
+    "backprop-all-exits": merged(CNN, ALL_EXITS),
+    "bll-gaussian": merged(CNN, family("gaussian")),
+    "local_classifiers": merged(CNN, LOCAL_CLASSIFIERS),
+    "backprop-wider": merged(CNN, BACKPROP, _WIDER),
 }
 _ONE_SEED: dict[str, Spec] = {
-    "predsim": {"rule": "predsim"},
-    "prototype": {"rule": "prototype"},
-    "local_classifiers_evidence": LOCAL_CLASSIFIERS_EVIDENCE,
-    "bll-large-readout": _LARGE_READOUT,
-    "backprop-large-readout": merged(BACKPROP, _LARGE_READOUT),
-    "backprop-plain-wider": merged(PLAIN, _WIDER),
+    "predsim": merged(CNN, {"rule": "predsim"}),
+    "prototype": merged(CNN, {"rule": "prototype"}),
+    "local_classifiers_evidence": merged(CNN, LOCAL_CLASSIFIERS_EVIDENCE),
+    "bll-default-readout": CNN_DEFAULT_READOUT,
+    "backprop-default-readout": merged(CNN_DEFAULT_READOUT, BACKPROP),
+    "backprop-all-exits-default-readout": merged(CNN_DEFAULT_READOUT, ALL_EXITS),
+    "bll-large-readout": merged(CNN, _LARGE_READOUT),
+    "backprop-large-readout": merged(CNN, BACKPROP, _LARGE_READOUT),
+    "backprop-plain-wider": merged(PLAIN_CNN, _WIDER),
 }
 
 CNN_RULES = Group(
@@ -40,10 +43,10 @@ CNN_RULES = Group(
     title="Residual CNN in four blocks",
     # Five seeds of `backprop-plain`: they are the members of the ensemble of group `uncertainty`.
     contenders={
-        name: Contender(merged(CNN, change), seeds=(0, 1, 2, 3, 4) if name == "backprop-plain" else (0, 1, 2))
-        for name, change in _THREE_SEEDS.items()
+        name: Contender(spec, seeds=(0, 1, 2, 3, 4) if name == "backprop-plain" else (0, 1, 2))
+        for name, spec in _THREE_SEEDS.items()
     }
-    | {name: Contender(merged(CNN, change), seeds=(0,)) for name, change in _ONE_SEED.items()},
+    | {name: Contender(spec, seeds=(0,)) for name, spec in _ONE_SEED.items()},
     claims=(
         Claim("bll:mixture", "accuracy", against="backprop-plain:last", target=0.0),
         Claim("bll:mixture", "nll", against="backprop-plain:last", target=0.0, op="<="),
@@ -51,12 +54,11 @@ CNN_RULES = Group(
         Claim("bll:mixture", "accuracy", against="backprop-all-exits:mixture", target=-0.003),
         Claim("bll:mixture", "accuracy", against="backprop-wider:last", target=-0.003),
         Claim("bll:last", "accuracy", against="bll:first", target=0.005),
-        Claim("bll-small-readout:last", "accuracy", against="bll-small-readout:first", target=0.005),
         Claim("bll:mixture", "ece", target=0.015, op="<="),
         Claim("bll:mixture", "accuracy", against="local_classifiers:mixture"),
         Claim("bll:mixture", "nll", against="local_classifiers:mixture"),
         Claim("bll-gaussian:mixture", "accuracy", against="backprop-plain:last", target=0.0),
-        Claim("bll-small-readout:mixture", "accuracy", against="backprop-plain:last", target=0.0),
+        Claim("bll-default-readout:mixture", "accuracy", against="backprop-plain:last", target=0.0),
         Claim("bll-large-readout:mixture", "accuracy", against="backprop-plain:last", target=0.0),
         Claim("bll-large-readout:mixture", "nll", against="backprop-plain:last", target=0.0, op="<="),
         Claim("bll-large-readout:mixture", "accuracy", against="backprop-large-readout:last", target=-0.003),
@@ -88,7 +90,7 @@ BLOCKS = Group(
     chart=Chart("blocks", {"cuts by FLOPs": {1: "one", 2: "two", 4: "four-equal-flops", 8: "eight"}}),
 )
 
-_SHORT = merged(CNN, {"data": {"train_rows": 30_000}, "epochs": 6})
+_SHORT = merged(CNN_DEFAULT_READOUT, {"data": {"train_rows": 30_000}, "epochs": 6})
 
 GAP = Group(
     name="gap",
@@ -100,7 +102,7 @@ GAP = Group(
             "backprop": BACKPROP,
             "backprop-plain": PLAIN,
             "backprop-all-exits": ALL_EXITS,
-            "readout-64": _SMALL_READOUT,
+            "readout-96-grid-4": {"latent": CNN["latent"]},
             "readout-256-grid-4": _LARGE_READOUT,
             "readout-deep": {"latent": {"readout": "deep"}},
             "readout-deep-256-grid-4": merged({"latent": {"readout": "deep"}}, _LARGE_READOUT),

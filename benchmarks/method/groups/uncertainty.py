@@ -1,11 +1,11 @@
 """Uncertainty of the residual CNN: one pass of block-local learning beside what costs backprop several."""
 
 from benchmarks.method.groups.cnn import CNN_RULES
-from benchmarks.method.groups.specs import CNN, PLAIN, family
+from benchmarks.method.groups.specs import CNN, PLAIN_CNN, family
 from benchmarks.method.trials import Claim, Contender, Group, Spec, merged
 
 _MEMBERS = (0, 1, 2, 3, 4)
-_DROPOUT: Spec = merged(CNN, PLAIN, {"network": {"dropout": 0.1}})
+_DROPOUT: Spec = merged(PLAIN_CNN, {"network": {"dropout": 0.1}})
 
 
 def _single(name: str, seeds: tuple[int, ...]) -> Contender:
@@ -18,6 +18,7 @@ UNCERTAINTY = Group(
     contenders={
         "bll": _single("bll", (0, 1, 2)),
         "bll-gaussian": _single("bll-gaussian", (0, 1, 2)),
+        "bll-default-readout": _single("bll-default-readout", (0,)),
         "bll-large-readout": _single("bll-large-readout", (0,)),
         "backprop-plain": _single("backprop-plain", (0, 1, 2)),
         "backprop-all-exits": _single("backprop-all-exits", (0, 1, 2)),
@@ -53,15 +54,18 @@ _KNOWN: Spec = {
 }
 
 
-def _held_out(change: Spec) -> Spec:
-    """Of CNN, but its data, which is a file's."""
-    return {**merged(CNN, change), **_KNOWN}
+_GAUSSIAN: Spec = merged(CNN, family("gaussian"))
+
+
+def _held_out(spec: Spec) -> Spec:
+    """`spec`, but its data, which is a file's."""
+    return {**spec, **_KNOWN}
 
 
 _TRAINED: dict[str, Contender] = {
-    "trained-bll": Contender(_held_out({}), (0,)),
-    "trained-bll-gaussian": Contender(_held_out(family("gaussian")), (0,)),
-    "trained-backprop": Contender(_held_out(PLAIN), _MEMBERS),
+    "trained-bll": Contender(_held_out(CNN), (0,)),
+    "trained-bll-gaussian": Contender(_held_out(_GAUSSIAN), (0,)),
+    "trained-backprop": Contender(_held_out(PLAIN_CNN), _MEMBERS),
 }
 
 HELD_OUT = Group(
@@ -69,10 +73,10 @@ HELD_OUT = Group(
     title="Classes that were held out: residual CNN on eight classes of Fashion-MNIST, 6 epochs",
     contenders=_TRAINED
     | {
-        "bll": Contender(_held_out({}), (0,), "uncertainty", "held_out/trained-bll"),
-        "bll-gaussian": Contender(_held_out(family("gaussian")), (0,), "uncertainty", "held_out/trained-bll-gaussian"),
-        "backprop-plain": Contender(_held_out(PLAIN), (0,), "uncertainty", "held_out/trained-backprop"),
-        "ensemble-of-5": Contender(_held_out(PLAIN), (0,), "ensemble", "held_out/trained-backprop", _MEMBERS),
+        "bll": Contender(_held_out(CNN), (0,), "uncertainty", "held_out/trained-bll"),
+        "bll-gaussian": Contender(_held_out(_GAUSSIAN), (0,), "uncertainty", "held_out/trained-bll-gaussian"),
+        "backprop-plain": Contender(_held_out(PLAIN_CNN), (0,), "uncertainty", "held_out/trained-backprop"),
+        "ensemble-of-5": Contender(_held_out(PLAIN_CNN), (0,), "ensemble", "held_out/trained-backprop", _MEMBERS),
     },
     claims=(
         Claim("bll:", "ood", against="ensemble-of-5:", target=0.0),
