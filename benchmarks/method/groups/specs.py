@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.method.trials import merged
+from benchmarks.method.trials import Spec, merged
 
 FASHION: dict[str, Any] = {"name": "fashion-mnist", "validation_rows": 6000}
 """54k rows to train on, 6k for validation, 10k for the test."""
@@ -37,7 +37,7 @@ PLAIN: dict[str, Any] = {
     "latent": {"family": "unit_gaussian", "readout": "linear", "readout_grid": 1},
 }
 """The usual classifier: a linear softmax on pooled features, which is what a unit-variance latent comes to."""
-PLAIN_CNN: dict[str, Any] = merged(CNN_DEFAULT_READOUT, PLAIN)
+PLAIN_CNN: Spec = merged(CNN_DEFAULT_READOUT, PLAIN)
 ALL_EXITS: dict[str, Any] = {"loss": {"span": 4}}
 """Deep supervision: each exit's loss trains every layer before it."""
 LOCAL_CLASSIFIERS: dict[str, Any] = {"rule": "local_classifiers"}
