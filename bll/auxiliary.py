@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bll.choices import LossName
 from bll.config import LatentConfig, LossConfig
 from bll.losses import LocalLoss
+from bll.precision import in_float32
 from bll.prototypes import Prototypes
 from bll.regression.objective import RegressionLoss
 from bll.similarity import SimilarityMatching
@@ -60,6 +61,8 @@ class Auxiliary(nn.Module):
         `received` is what the block's output was computed from; no gradient goes there.
         """
         loss = local.loss_B.mean()
+        if self.readers():
+            received, output = in_float32(received), in_float32(output)
         if self.similarity:
             beta = self.config.similarity
             loss = (1 - beta) * loss + beta * self.similarity(output, targets_B)

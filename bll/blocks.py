@@ -66,10 +66,19 @@ class Block(nn.Module):
         self.auxiliary = auxiliary
         self.decoder = decoder
         self.credit = credit or Credit()
-        self._generator = self.credit.generator = torch.Generator()
+        self._draw_from(torch.Generator())
+
+    def place(self, device: torch.device, generator: torch.Generator) -> None:
+        """Move to `device`, on which `generator` is the source of what training draws. Before anything holds its
+        parameters."""
+        self.to(device)
+        self._draw_from(generator)
+
+    def _draw_from(self, generator: torch.Generator) -> None:
+        self._generator = self.credit.generator = generator
         for module in self.modules():
             if isinstance(module, KeyedDropout):
-                module.generator = self._generator
+                module.generator = generator
 
     def forward_parameters(self) -> list[nn.Parameter]:
         """theta_k: what is trained in layers, readout, auxiliary terms and decoder."""

@@ -28,10 +28,10 @@ _FORMAT = 1
 
 
 def save_block(run_dir: Path, step: int, block: int, tensors: Mapping[str, Tensor]) -> str:
-    """Write one block's state after `step` steps; returns its SHA-256, in hex."""
+    """Write one block's state after `step` steps, from whichever device; returns its SHA-256, in hex."""
     directory = _directory(run_dir, step)
     directory.mkdir(parents=True, exist_ok=True)
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     write_atomically(directory / f"block-{block}.safetensors", content)
     return hashlib.sha256(content).hexdigest()
 

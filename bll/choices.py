@@ -138,3 +138,14 @@ class ExecutorName(StrEnum):
     SEQUENTIAL = "sequential"
     THREADS = "threads"
     PROCESSES = "processes"
+
+
+class PrecisionName(StrEnum):
+    """What layers and readouts compute in. Weights, losses and backward messages are float32 in either.
+
+    float16 is none of them: its range asks for a scaled loss, whose scale every block would have to find and read back
+    from its device at each step, and a step that overflows would be left out by one block and not by another.
+    """
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bll.choices import FamilyName, LossName, MixingSchedule, PosteriorName, ReadoutName, Rule, TargetName, TwinName
+from bll.choices import (
+    FamilyName,
+    LossName,
+    MixingSchedule,
+    PosteriorName,
+    PrecisionName,
+    ReadoutName,
+    Rule,
+    TargetName,
+    TwinName,
+)
 from bll.config import BlocksConfig, LossConfig, MixingConfig, TrainingConfig
 from bll.errors import InvalidConfig, Violation
 
@@ -46,9 +56,25 @@ def settled(config: TrainingConfig) -> TrainingConfig:
     if config.latent.readout is ReadoutName.NEXT_LAYER and config.blocks.normalize_messages:
         rule = "must be false with readout 'next_layer', whose copy reads a block's output as it is, got true"
         found.append(Violation("blocks.normalize_messages", rule))
+    found += _executor_violations(config)
     if found:
         raise InvalidConfig(found)
     return config
+
+
+def _executor_violations(config: TrainingConfig) -> list[Violation]:
+    """Devices that blocks cannot have, and a precision that a rule cannot."""
+    executor, num_blocks, found = config.executor, config.blocks.num_blocks, []
+    if len(executor.devices) not in (1, num_blocks):
+        rule = f"must have 1 or blocks.num_blocks = {num_blocks} entries, got {list(executor.devices)}"
+        found.append(Violation("executor.devices", rule))
+    if config.loss.span > 1 and len(set(executor.devices)) > 1:
+        rule = f"must be one for all blocks with loss.span {config.loss.span}, whose blocks share a graph, got "
+        found.append(Violation("executor.devices", rule + str(list(executor.devices))))
+    if executor.precision is PrecisionName.BFLOAT16 and config.rule not in LOCAL_RULES | {Rule.BACKPROP}:
+        rule = f"must be 'float32' for rule {config.rule.value!r}, which makes its gradients by itself, got 'bfloat16'"
+        found.append(Violation("executor.precision", rule))
+    return found
 
 
 _RULES_OF_VALUES = frozenset({Rule.BLL, Rule.BACKPROP})

@@ -6,9 +6,9 @@ Shapes: B batch, C classes, F factors, P parameters per unit, D units, X = P * D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,21 +82,25 @@ class Examiner:
         with torch.no_grad():
             # A table can be a parameter itself, which the optimizer is about to change: all else is measured first.
             measured = _measured(step.first_rows(MAX_ROWS), self.objective)
-            gradients = [_norm(p.grad for p in group if p.grad is not None) for group in (self.theta, self.phi)]
-            before = [[p.clone() for p in group] for group in (self.theta, self.phi)]
+            groups, device = {"theta": self.theta, "phi": self.phi}, step.loss.device
+            for name, group in groups.items():
+                measured[f"{name}_gradient"] = _norm((p.grad for p in group if p.grad is not None), device)
+            before = {name: [p.clone() for p in group] for name, group in groups.items()}
         yield
         with torch.no_grad():
-            updates = [_relative_change(b, a) for b, a in zip(before, (self.theta, self.phi), strict=True)]
+            for name, group in groups.items():
+                changes = (b - a for b, a in zip(before[name], group, strict=True))
+                measured |= {f"{name}_size": _norm(before[name], device), f"{name}_change": _norm(changes, device)}
+            found = dict(zip(measured, read(measured.values()), strict=True))
+        for name in groups:
+            size, change = found.pop(f"{name}_size"), found.pop(f"{name}_change")
+            found[f"{name}_update"] = change / size if size else 0.0
         emit(
             BlockDiagnostics(
                 block=self.index,
                 epoch=(step.number - 1) // self.plan.steps_per_epoch,
                 step=step.number,
-                **measured,
-                theta_gradient=gradients[0],
-                phi_gradient=gradients[1],
-                theta_update=updates[0],
-                phi_update=updates[1],
+                **found,
                 mixing=step.mixing,
                 staleness_steps=standing.staleness_steps,
                 queue_depth=standing.queue_depth,
@@ -141,11 +145,17 @@ def constant_features(values: Tensor) -> Tensor:
     return same.reshape(len(same), -1).all(1)
 
 
-def _measured(step: Step, objective: Objective | RegressionObjective) -> dict[str, Any]:
+def read(figures: Iterable[Tensor]) -> list[float]:
+    """The values of scalars, in one read from their device."""
+    values: list[float] = torch.stack([figure.double() for figure in figures]).tolist()
+    return values
+
+
+def _measured(step: Step, objective: Objective | RegressionObjective) -> dict[str, Tensor]:
     alpha_BPD, table, targets_B, family = step.alpha_BPD, step.table, step.targets_B, objective.family
     rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B], step.mixing)
     variance_B = posterior_variance(objective, alpha_BPD, table, rho_BPD).mean(-1)
-    found = {
+    return {
         "loss_nats": step.local.loss_B.mean(),
         "kl_nats": family.kl(rho_BPD, alpha_BPD).sum(-1).mean(),
         "exit_nll_nats": step.local.exit_nll(targets_B),
@@ -162,7 +172,6 @@ def _measured(step: Step, objective: Objective | RegressionObjective) -> dict[st
         "saturated_units": family.saturated(alpha_BPD).double().mean(),
         "effective_rank": effective_rank(alpha_BPD),
     }
-    return {name: float(value) for name, value in found.items()}
 
 
 def _centred(values: Tensor) -> Tensor:
@@ -170,11 +179,7 @@ def _centred(values: Tensor) -> Tensor:
     return (values - values.mean(0)).flatten(1)
 
 
-def _norm(tensors: Iterable[Tensor]) -> float:
+def _norm(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
     norms = [torch.linalg.vector_norm(tensor) for tensor in tensors]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
-
-
-def _relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    size = _norm(before)
-    return _norm(b - a for b, a in zip(before, after, strict=True)) / size if size else 0.0
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=device)
+    return norm

@@ -5,15 +5,20 @@ Torch is not imported here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
-from bll.choices import ExecutorName
-from bll.rules import Rules
+from bll.choices import ExecutorName, PrecisionName
+from bll.rules import Rules, shown
+
+_DEVICE = re.compile(r"cpu|auto|cuda(:(0|[1-9]\d?))?")
+_MAX_DEVICES = 257
 
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    """Who runs the blocks, and how. Nothing here but `threads_per_block` may change the result."""
+    """Who runs the blocks, and how. Nothing here but what `decisive` keeps may change the result."""
 
     name: ExecutorName = ExecutorName.AUTO
     threads_per_block: int = 1
@@ -22,6 +27,11 @@ class ExecutorConfig:
     """Messages that wait between two blocks at most, 1 to 64."""
     checkpoint_steps: int = 0
     """Steps between checkpoints, 0 to 10 million; 0 = one at the end of each epoch."""
+    devices: tuple[str, ...] = ("cpu",)
+    """Where blocks compute, one for all of them or one each: `cpu`, `cuda` (the first), `cuda:1`, or `auto`: the CUDA
+    devices that there are, each for as many blocks in a row, else the CPU."""
+    precision: PrecisionName = PrecisionName.FLOAT32
+    """What layers and readouts compute in, and messages travel in."""
 
     def __post_init__(self) -> None:
         rules = Rules()
@@ -29,7 +39,28 @@ class ExecutorConfig:
         rules.whole("threads_per_block", self.threads_per_block, 1, 256)
         rules.whole("messages_in_flight", self.messages_in_flight, 1, 64)
         rules.whole("checkpoint_steps", self.checkpoint_steps, 0, 10_000_000)
+        _check_devices(rules, self.devices)
+        rules.member("precision", self.precision, PrecisionName)
         rules.done()
+
+    def decisive(self) -> ExecutorConfig:
+        """What of it decides the bits of a result: of a device its kind, not its number."""
+        kinds = tuple(device.partition(":")[0] for device in self.devices)
+        return ExecutorConfig(
+            threads_per_block=self.threads_per_block,
+            devices=kinds[:1] if len(set(kinds)) == 1 else kinds,
+            precision=self.precision,
+        )
+
+
+def _check_devices(rules: Rules, devices: Any) -> None:
+    if not isinstance(devices, tuple) or not 1 <= len(devices) <= _MAX_DEVICES:
+        received = len(devices) if isinstance(devices, tuple) else shown(devices)
+        rules.fail("devices", f"must list 1 to {_MAX_DEVICES} entries, got {received}")
+        return
+    for i, device in enumerate(devices):
+        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+            rules.fail(f"devices[{i}]", f"must be cpu, cuda, cuda and a number (cuda:1), or auto, got {shown(device)}")
 
 
 @dataclass(frozen=True)

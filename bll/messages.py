@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -30,10 +30,17 @@ class Packet(NamedTuple):
     step: int
     """Steps done when it was made; for EVALUATE the number of the batch; for VERSION the number of the version."""
     tensors: tuple[Tensor, ...]
+    ready: Any = None
+    """Within a process, the CUDA event after which the tensors hold their values; None: they do. It does not travel
+    between processes."""
 
 
 class Channel(Protocol):
     """A bounded first-in-first-out line between two neighbours."""
+
+    crosses_processes: bool
+    """Whether tensors are copied on the way, out of the host's memory and into it; else they are passed on as they
+    are, on any device."""
 
     @property
     def slots(self) -> int | None:
@@ -59,6 +66,7 @@ class DequeChannel:
     """A line within one loop: what is received was sent in the same turn or before."""
 
     slots = None
+    crosses_processes = False
 
     def __init__(self) -> None:
         self._packets: deque[Packet] = deque()

@@ -22,6 +22,7 @@ from bll.config import NetworkConfig, TrainingConfig
 from bll.costs import Cost, StepTimes, measure, step_times
 from bll.credit import make_credit
 from bll.data import DataInfo
+from bll.devices import resolved_devices
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
 from bll.intra_op import intra_op_threads
@@ -82,6 +83,7 @@ def resolve(
             config.executor,
             name=auto if config.executor.name is ExecutorName.AUTO else config.executor.name,
             checkpoint_steps=config.executor.checkpoint_steps or steps_per_epoch,
+            devices=resolved_devices(config.executor.devices, config.blocks.num_blocks, apart=config.loss.span == 1),
         ),
     )
     _check_messages(resolved, layers, costs)

@@ -41,8 +41,8 @@ class Plan:
     """A resolved run: a config with nothing left open, and what follows from it."""
 
     config: TrainingConfig
-    """`network.widths`, `blocks.cuts`, `data.train_rows`, `data.validation_rows` and `executor.checkpoint_steps` are
-    explicit."""
+    """`network.widths`, `blocks.cuts`, `data.train_rows`, `data.validation_rows`, `executor.checkpoint_steps` and
+    `executor.devices` are explicit."""
     blocks: tuple[BlockPlan, ...]
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...]

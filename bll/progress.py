@@ -5,12 +5,13 @@ Shapes: B batch (sites: rows, or the positions of their targets), C classes, P n
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
 from torch import Tensor
 
-from bll.diagnostics import agreement
+from bll.diagnostics import agreement, read
 from bll.errors import Diverged
 from bll.events import BlockProgress
 from bll.losses import LocalLoss, Objective
@@ -26,8 +27,10 @@ REPORTS_PER_EPOCH = 10
 class ProgressMeter:
     """Gathers the training statistics of one block between two reports."""
 
-    def __init__(self, block: int, plan: Plan, lines: Lines) -> None:
+    def __init__(self, block: int, plan: Plan, lines: Lines, device: torch.device) -> None:
+        """`device`: the block's, where its sums are kept until a report is due."""
         self.block = block
+        self.device = device
         self.plan = plan
         self.lines = lines
         self.interval = max(1, plan.steps_per_epoch // REPORTS_PER_EPOCH)
@@ -61,26 +64,29 @@ class ProgressMeter:
         mixing: float,
     ) -> BlockProgress:
         """The statistics since the last report, with those of the messages of the last step. Then starts afresh.
+        Waits for the device, as `add` does not.
 
         Raises Diverged if the loss is not finite.
         """
-        self.check_finite(step)
         with torch.no_grad():
             family = objective.family
             rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B], mixing)
             kl_B = family.kl(rho_BPD, alpha_BPD).sum(-1)
             variance_BD = posterior_variance(objective, alpha_BPD, table, rho_BPD)
             agreement_B = agreement(alpha_BPD, table, targets_B)
+            figures = (self.loss, self.correct, kl_B.mean(), variance_BD.mean(), agreement_B.mean())
+            loss, correct, kl, variance, agreed = read(figures)
+        self._require_finite(loss, step)
         seconds = time.monotonic() - self.since
         result = BlockProgress(
             block=self.block,
             epoch=(step - 1) // self.plan.steps_per_epoch,
             step=step,
-            loss_nats=float(self.loss) / self.steps,
-            kl_nats=float(kl_B.mean()),
-            accuracy=float(self.correct) / self.sites,
-            posterior_variance=float(variance_BD.mean()),
-            agreement=float(agreement_B.mean()),
+            loss_nats=loss / self.steps,
+            kl_nats=kl,
+            accuracy=correct / self.sites,
+            posterior_variance=variance,
+            agreement=agreed,
             mixing=mixing,
             samples_per_s=self.sites / self.plan.num_sites / seconds,
             **self.lines.use()._asdict(),
@@ -89,12 +95,15 @@ class ProgressMeter:
         return result
 
     def check_finite(self, step: int) -> None:
-        """Raises Diverged if a loss since the last report was not finite."""
-        if not torch.isfinite(self.loss):
-            raise Diverged(f"block {self.block}: the local loss is {float(self.loss)} at step {step}")
+        """Raises Diverged if a loss since the last report was not finite. Waits for the device."""
+        self._require_finite(float(self.loss), step)
+
+    def _require_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(f"block {self.block}: the local loss is {loss} at step {step}")
 
     def _clear(self) -> None:
-        self.loss = torch.zeros(())
-        self.correct = torch.zeros((), dtype=torch.float64)
+        self.loss = torch.zeros((), device=self.device)
+        self.correct = torch.zeros((), dtype=torch.float64, device=self.device)
         self.steps = self.sites = 0
         self.restart_clock()

@@ -29,6 +29,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from bll.families.base import normal_noise
 from bll.readouts import GridPool
 from bll.similarity import centred_unit_vectors
 
@@ -65,7 +66,7 @@ class Prototypes(nn.Module):
     def noisy(self, output: Tensor, generator: Generator) -> Tensor:
         """`output` with the noise that the decoder must see through."""
         scale = _NOISE * output.detach().square().mean().sqrt()
-        return output + scale * torch.randn(output.shape, generator=generator, dtype=output.dtype)
+        return output + scale * normal_noise(output, generator)
 
 
 def regression(features_BF: Tensor, table_CF: Tensor, targets_B: Tensor) -> Tensor:
@@ -87,5 +88,5 @@ def similarity(features_BF: Tensor, targets_B: Tensor) -> Tensor:
     """Mean of 1 - corr(feature, feature) over pairs of samples of one class; 0 if there are none."""
     unit_BF = centred_unit_vectors(features_BF)
     pairs_BB = (targets_B.unsqueeze(0) == targets_B.unsqueeze(1)).to(unit_BF.dtype)
-    pairs_BB = pairs_BB - torch.eye(len(targets_B), dtype=unit_BF.dtype)
+    pairs_BB = pairs_BB - torch.eye(len(targets_B), dtype=unit_BF.dtype, device=unit_BF.device)
     return ((1 - unit_BF @ unit_BF.T) * pairs_BB).sum() / pairs_BB.sum().clamp(min=1)

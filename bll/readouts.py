@@ -17,6 +17,7 @@ from bll.choices import FamilyName, ReadoutName
 from bll.config import LatentConfig
 from bll.errors import InvalidConfig, Violation
 from bll.families import Family
+from bll.precision import in_float32
 from bll.sites import site_layers
 
 _HIDDEN_LAYERS = {
@@ -39,7 +40,7 @@ class Readout(nn.Module, ABC):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """alpha_k's natural parameters, shape (B, P, D)."""
-        return self.family.natural(self.raw(hidden))
+        return self.family.natural(in_float32(self.raw(hidden)))
 
     @abstractmethod
     def raw(self, hidden: Tensor) -> Tensor:
@@ -108,7 +109,8 @@ class NextLayerReadout(Readout):
 
 def flat_parameters(layer: nn.Module) -> Tensor:
     """All parameters of a layer in one vector of its own, shape (W,)."""
-    return torch.cat([torch.empty(0), *(parameter.detach().flatten() for parameter in layer.parameters())])
+    parameters = [parameter.detach().flatten() for parameter in layer.parameters()]
+    return torch.cat(parameters or [torch.empty(0)])
 
 
 class IdentityReadout(Readout):

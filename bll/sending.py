@@ -13,6 +13,7 @@ from torch import Tensor
 from bll.choices import MessageName
 from bll.config import LatentConfig, TrainingConfig
 from bll.families import Family
+from bll.precision import in_float32
 from bll.seeding import derive
 
 _EPSILON = 1e-6
@@ -22,11 +23,14 @@ _EPSILON = 1e-6
 class Sender:
     """Makes the messages msg_k of one block."""
 
-    def __init__(self, family: Family, config: TrainingConfig, block: int) -> None:
+    def __init__(
+        self, family: Family, config: TrainingConfig, block: int, generator: torch.Generator | None = None
+    ) -> None:
+        """`generator`: source of what training draws, on the block's device."""
         self.family = family
         self.config = config
         self.block = block
-        self._generator = torch.Generator()
+        self._generator = generator or torch.Generator()
 
     @property
     def reads_latent(self) -> bool:
@@ -56,7 +60,7 @@ class Sender:
         if not probability:
             return self.message(output, alpha_BPD)
         self._generator.manual_seed(derive(seed, "bootstrap", self.block, step))
-        chosen_B1 = torch.rand(len(output), 1, generator=self._generator) < probability
+        chosen_B1 = torch.rand(len(output), 1, generator=self._generator, device=output.device) < probability
         rho_BPD = self.family.posterior(alpha_BPD, beta_BPD, mixing)
         mean_BD = torch.where(chosen_B1, self.family.mean(rho_BPD), self.family.mean(alpha_BPD))
         return self._scaled(mean_BD.reshape(output.shape))
@@ -68,6 +72,7 @@ class Sender:
     def _scaled(self, message: Tensor) -> Tensor:
         if not self.config.blocks.normalize_messages:
             return message
+        message = in_float32(message)
         mean_square = message.square().mean(tuple(range(1, message.ndim)), keepdim=True)
         return message / (mean_square + _EPSILON).sqrt()
 

@@ -20,7 +20,7 @@ from bll.choices import ExecutorName, TargetName
 from bll.config import TrainingConfig
 from bll.errors import InvalidConfig, Violation
 from bll.events import CheckpointSaved, Event, RunEnded
-from bll.execution import DiagnosticsConfig, ExecutorConfig
+from bll.execution import DiagnosticsConfig
 from bll.executors import make_executor
 from bll.model import TrainedModel
 from bll.partition import resolve
@@ -139,7 +139,6 @@ def _trained(
 def _digest(plan: Plan) -> str:
     """SHA-256 of what determines the weights: the config less what executors and diagnostics are free in, and the
     data."""
-    executor = ExecutorConfig(threads_per_block=plan.config.executor.threads_per_block)
-    config = replace(plan.config, executor=executor, diagnostics=DiagnosticsConfig())
+    config = replace(plan.config, executor=plan.config.executor.decisive(), diagnostics=DiagnosticsConfig())
     values = {"config": to_dict(config), "data": plan.dataset_digest}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

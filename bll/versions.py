@@ -19,6 +19,7 @@ from bll.choices import ReadoutName, TwinName
 from bll.config import TrainingConfig
 from bll.lines import Inlet, Outlet
 from bll.messages import Kind, Packet
+from bll.transfers import Lane
 
 
 class Version(NamedTuple):
@@ -42,8 +43,10 @@ def carried(config: TrainingConfig) -> tuple[str, ...]:
 class RightVersions:
     """The right neighbour's versions, as they are asked for."""
 
-    def __init__(self, config: TrainingConfig, incoming: Inlet | None) -> None:
+    def __init__(self, config: TrainingConfig, incoming: Inlet | None, lane: Lane) -> None:
+        """`lane` is where versions come to."""
         self._incoming = incoming
+        self._lane = lane
         self._carried = carried(config)
         self._delay_steps = config.backward.delay_steps
         self._number, self._version = -1, Version()
@@ -56,7 +59,8 @@ class RightVersions:
         while self._number < wanted:
             packet = self._incoming.receive()
             self._number = packet.step
-            self._version = Version(**dict(zip(self._carried, packet.tensors, strict=True)))
+            tensors = self._lane.receive(packet).tensors
+            self._version = Version(**dict(zip(self._carried, tensors, strict=True)))
         if self._number != wanted:
             raise RuntimeError(f"expected version {wanted} from the right, got {self._number}")
         return self._version
@@ -70,10 +74,12 @@ class OwnVersions:
     """A block's versions on their way left. Those that the neighbour may still ask for go into checkpoints."""
 
     def __init__(
-        self, config: TrainingConfig, outgoing: Outlet | None, make: Mapping[str, Callable[[int], Tensor]]
+        self, config: TrainingConfig, outgoing: Outlet | None, make: Mapping[str, Callable[[int], Tensor]], lane: Lane
     ) -> None:
-        """`make[name](number)` gives one field of Version as it is, after `number` updates, in a tensor of its own."""
+        """`make[name](number)` gives one field of Version as it is, after `number` updates, in a tensor of its own;
+        `lane` is where it comes from."""
         self._outgoing = outgoing
+        self._lane = lane
         self._carried = carried(config)
         self._make = make
         self._kept: deque[tuple[Tensor, ...]] = deque(maxlen=config.backward.delay_steps + 1)
@@ -96,11 +102,11 @@ class OwnVersions:
         self._put(number, self._kept[-1])
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """What a checkpoint keeps, on the host, where those of the checkpoint before still are."""
         if not self._kept:
             return {}
         columns = zip(self._carried, zip(*self._kept, strict=True), strict=True)
-        return {f"sent_{name}s": torch.stack(tensors) for name, tensors in columns}
+        return {f"sent_{name}s": torch.stack([tensor.cpu() for tensor in tensors]) for name, tensors in columns}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave. Raises KeyError if it is not there."""
@@ -110,4 +116,4 @@ class OwnVersions:
 
     def _put(self, number: int, tensors: tuple[Tensor, ...]) -> None:
         assert self._outgoing is not None
-        self._outgoing.send(Packet(Kind.VERSION, 0, number, tensors))
+        self._lane.send(self._outgoing, Packet(Kind.VERSION, 0, number, tensors))

@@ -13,6 +13,7 @@ from bll.families import make_family
 from bll.lines import Inlet, Outlet, Tell
 from bll.messages import Channel
 from bll.plan import Plan
+from bll.precision import message_dtype
 from bll.readouts import latent_units
 from bll.sending import message_shape
 from bll.versions import carried
@@ -119,8 +120,8 @@ def wire(
     for blocks in workers[:-1]:
         last = blocks[-1]
         message = math.prod(message_shape(plan.blocks[last].output_shape, family, config.latent))
-        scalars = batch * (message + (last + 1) * plan.exit_values)
-        rightward.append(make_channel(config.executor.messages_in_flight, 4 * scalars))
+        size_bytes = message_dtype(config.executor.precision).itemsize * message + 4 * (last + 1) * plan.exit_values
+        rightward.append(make_channel(config.executor.messages_in_flight, batch * size_bytes))
         if carried(config):
             # At most delay + 1 versions wait while their block is ahead, and one is on its way at each end.
             slots = config.backward.delay_steps + 3

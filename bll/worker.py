@@ -9,7 +9,8 @@ not depend on who runs the blocks (method, section 5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ from bll import checkpoint, data
 from bll.blocks import build_block, make_objective
 from bll.choices import Augmentation
 from bll.data import Dataset
+from bll.devices import device_of
 from bll.diagnostics import Examiner, Standing, Step
 from bll.errors import CheckpointError
 from bll.exits import EvaluationMeter
@@ -29,12 +31,14 @@ from bll.messages import Kind, Packet
 from bll.mixing import Mixing
 from bll.optimizers import BlockOptimizer
 from bll.plan import Plan
+from bll.precision import Arithmetic
 from bll.progress import ProgressMeter
 from bll.readouts import flat_parameters
 from bll.regression.objective import RegressionLoss, RegressionObjective
 from bll.regression.scores import RegressionMeter, make_meter
 from bll.seeding import derive
 from bll.sending import Sender
+from bll.transfers import make_lane, on_lane
 from bll.twins import ClassTable
 from bll.versions import OwnVersions, RightVersions
 from bll.wiring import BlockEnded, BlockSaved, Lines, Links
@@ -122,11 +126,17 @@ class BlockWorker:
         self.lines = Lines(index, links)
         self.keeps_graph = keeps_graph
         self.is_first = index == 0
+        device = device_of(self.config.executor, index)
+        self.lane = make_lane(device, own_stream=not keeps_graph)
+        self.arithmetic = Arithmetic(self.config.executor.precision, device)
         needs_statistics = self.is_first or self.plan.is_regression
-        self.block = build_block(run.plan, index, data.statistics(dataset.train) if needs_statistics else None)
+        with self.lane.current():
+            self.block = build_block(run.plan, index, data.statistics(dataset.train) if needs_statistics else None)
+            self.block.place(device, self.lane.generator())
+            self.progress = ProgressMeter(index, self.plan, self.lines, device)
         self.objective = make_objective(self.block, self.config.loss)
-        self.sender = Sender(self.block.readout.family, self.config, index)
-        self.draws = torch.Generator()
+        self.sender = Sender(self.block.readout.family, self.config, index, self.lane.generator())
+        self.draws = self.lane.generator()
         self.mixing = Mixing(self.config.mixing)
         self.optimizer = BlockOptimizer(self.block, self.config.optimizer, run.plan.total_steps)
         self.dataset = dataset
@@ -136,19 +146,20 @@ class BlockWorker:
         self.num_validation_batches = -(-len(self.validation_targets) // batch)
         self.order_epoch, self.order = -1, np.empty(0, dtype=np.int64)
         self.next_packet: Packet | None = None
-        self.progress = ProgressMeter(index, self.plan, self.lines)
         self.examiner = Examiner(index, self.plan, self.block, self.objective)
-        self.right = RightVersions(run.plan.config, self.lines.backward_in)
-        self.versions = OwnVersions(
-            run.plan.config, self.lines.backward_out, {"table": self._table, "first_layer": self._first_layer}
-        )
+        self.right = RightVersions(run.plan.config, self.lines.backward_in, self.lane)
+        makers = {"table": self._table, "first_layer": self._first_layer}
+        self.versions = OwnVersions(run.plan.config, self.lines.backward_out, makers, self.lane)
         self.evaluation: EvaluationMeter | RegressionMeter | None = None
+        self.unscored: deque[tuple[Callable[[], Tensor], np.ndarray]] = deque()
+        """Exits on their way to the host, and the targets of their rows."""
         self.saved_step = run.start_step
         if run.start_step:
             self._restore(run.start_step)
 
     # One training step ------------------------------------------------------------------------------------------
 
+    @on_lane
     def train_step(self, step: int) -> None:
         """Receive msg_{k-1}(t), send msg_k(t), then learn from the local loss L_k and the terms beside it."""
         taken = self.forward_step(step)
@@ -158,26 +169,31 @@ class BlockWorker:
             self.block.credit.backward(taken.loss, taken.local.log_probs_BC, taken.targets_B)
         self.update(taken)
 
+    @on_lane
     def forward_step(self, step: int) -> Step:
-        """Everything before the gradient: msg_{k-1}(t) received, msg_k(t) sent, L_k computed."""
+        """Everything before the gradient: msg_{k-1}(t) received, msg_k(t) sent, L_k computed. Nothing of it is read
+        back from the device but when a report is due."""
         epoch, config = step // self.plan.steps_per_epoch, self.config
         rows = self._rows(epoch, step % self.plan.steps_per_epoch)
-        targets_B = self.train_targets[rows].flatten()  # from here on, B counts sites: rows, or their positions
+        # From here on, B counts sites: rows, or their positions.
+        targets_B = self.lane.arrive(self.train_targets[rows].flatten())
         received = self._training_inputs(step, rows) if self.is_first else self._take(Kind.TRAIN, step)[0]
         right = self.right.at(step)
         targets, told = targets_B, right.table
         if self.plan.is_regression:
             # Each target of the batch is a class of its own: its table has a row for each row.
             targets = told = received if self.is_first else self._training_inputs(step, rows)
-            targets_B = torch.arange(len(rows))
+            targets_B = torch.arange(len(rows), device=self.lane.device)
         block, sender = self.block, self.sender
         block.train()
         block.follow(right)
         block.seed_dropout(derive(config.seed, "dropout", self.index, step))
-        output = block.credit(block.layers, received)
+        with self.arithmetic.reduced():
+            output = block.credit(block.layers, received)
         if not sender.reads_latent:
             self._send(epoch, step, sender.of_output(output))
-        alpha_BPD = block.readout(output)
+        with self.arithmetic.reduced():
+            alpha_BPD = block.readout(output)
         table = block.twin(told)
         mixing = self.mixing.at(epoch)
         if sender.reads_latent and self.lines.outbox:
@@ -195,6 +211,7 @@ class BlockWorker:
         loss = block.objective(local, received, output, targets_B, self.draws)
         return Step(step + 1, output, alpha_BPD, table, targets_B, local, mixing, loss)
 
+    @on_lane
     def update(self, taken: Step) -> None:
         """Step the optimizers on the gradients that there are, and send the new version left."""
         step = taken.number - 1
@@ -206,12 +223,13 @@ class BlockWorker:
         if taken.number % self.plan.steps_per_epoch == 0:
             self.mixing.end_epoch()
         self.versions.send(taken.number)
+        self.lane.flush()
 
     def _send(self, epoch: int, step: int, message: Tensor) -> None:
         """Before any backward pass: the next block need not wait for it."""
         if self.lines.outbox:
-            message = message if self.keeps_graph else message.detach()
-            self.lines.outbox.send(Packet(Kind.TRAIN, epoch, step, (message,)))
+            message = self.arithmetic.message(message if self.keeps_graph else message.detach())
+            self.lane.send(self.lines.outbox, Packet(Kind.TRAIN, epoch, step, (message,)))
 
     def _standing(self, step: int) -> Standing:
         return Standing(
@@ -221,10 +239,11 @@ class BlockWorker:
 
     def _training_inputs(self, step: int, rows: Tensor) -> Tensor:
         inputs = torch.from_numpy(data.as_float(self.dataset.train.inputs[rows.numpy()]))
-        if self.config.data.augmentation is Augmentation.NONE:
-            return inputs
-        generator = torch.Generator().manual_seed(derive(self.config.seed, "augment", step))
-        return data.augment(inputs, self.config.data.augmentation, generator)
+        if self.config.data.augmentation is not Augmentation.NONE:
+            # On the host: the samples are the same on every device.
+            generator = torch.Generator().manual_seed(derive(self.config.seed, "augment", step))
+            inputs = data.augment(inputs, self.config.data.augmentation, generator)
+        return self.lane.arrive(inputs)
 
     def _rows(self, epoch: int, batch: int) -> Tensor:
         """Rows of one training batch: every worker draws the same, from the seed."""
@@ -236,6 +255,7 @@ class BlockWorker:
 
     # Evaluation -------------------------------------------------------------------------------------------------
 
+    @on_lane
     @torch.no_grad()
     def evaluate_batch(self, step: int, batch: int) -> None:
         """Add this block's exit to one validation batch on its way; the last block keeps the score."""
@@ -243,28 +263,38 @@ class BlockWorker:
         span = slice(batch * size, (batch + 1) * size)
         exits: list[Tensor] = []
         if self.is_first:
-            hidden = torch.from_numpy(data.as_float(self.dataset.validation.inputs[span]))
+            hidden = self.lane.arrive(torch.from_numpy(data.as_float(self.dataset.validation.inputs[span])))
         else:
             hidden, *exits = self._take(Kind.EVALUATE, batch)
         self.block.eval()
-        output = self.block.layers(hidden)
-        alpha_BPD = self.block.readout(output)
+        with self.arithmetic.reduced():
+            output = self.block.layers(hidden)
+            alpha_BPD = self.block.readout(output)
         exit_BX = self._exit(alpha_BPD, step)
         exits_KBX = torch.cat((*exits, exit_BX.unsqueeze(0)))
         self.progress.restart_clock()
         epoch = step // self.plan.steps_per_epoch - 1
         if self.lines.outbox:
-            message = self.sender.message(output, alpha_BPD)
-            self.lines.outbox.send(Packet(Kind.EVALUATE, epoch, batch, (message, exits_KBX)))
+            message = self.arithmetic.message(self.sender.message(output, alpha_BPD))
+            self.lane.send(self.lines.outbox, Packet(Kind.EVALUATE, epoch, batch, (message, exits_KBX)))
+            self.lane.flush()
             return
+        of_classes = self.validation_targets[span].flatten().numpy()
+        targets = self.dataset.validation.inputs[span] if self.plan.is_regression else of_classes
+        self.unscored.append((self.lane.depart(exits_KBX), targets))
+        self._score(batch)
+        if batch == self.num_validation_batches - 1:
+            assert self.evaluation is not None
+            self.links.emit(self.evaluation.evaluation(epoch, step))
+
+    def _score(self, batch: int) -> None:
+        """Score the exits of validation batch `batch` when the next has been queued, and of the last at once."""
         if batch == 0:
             self.evaluation = make_meter("validation", self.plan)
         assert self.evaluation is not None
-        of_classes = self.validation_targets[span].flatten().numpy()
-        targets = self.dataset.validation.inputs[span] if self.plan.is_regression else of_classes
-        self.evaluation.add(exits_KBX.numpy(), targets)
-        if batch == self.num_validation_batches - 1:
-            self.links.emit(self.evaluation.evaluation(epoch, step))
+        while len(self.unscored) > (batch < self.num_validation_batches - 1):
+            exits_KBX, targets = self.unscored.popleft()
+            self.evaluation.add(exits_KBX().numpy(), targets)
 
     def _exit(self, alpha_BPD: Tensor, step: int) -> Tensor:
         """What this block's exit says of each row: log-probabilities, or mean and variance."""
@@ -274,9 +304,11 @@ class BlockWorker:
 
     # The stream -------------------------------------------------------------------------------------------------
 
+    @on_lane
     def start(self) -> None:
         """Send what the left neighbour needs before its first step."""
         self.versions.start(self.run.start_step)
+        self.lane.flush()
 
     def stop_before(self, step: int) -> bool:
         """Whether the run stops here: on request at the first block, by the marker that it sends at the others."""
@@ -286,7 +318,7 @@ class BlockWorker:
             self.next_packet = self._receive()
             stop = self.next_packet.kind is Kind.STOP
         if stop and self.lines.outbox:
-            self.lines.outbox.send(Packet(Kind.STOP, step // self.plan.steps_per_epoch, step, ()))
+            self.lane.send(self.lines.outbox, Packet(Kind.STOP, step // self.plan.steps_per_epoch, step, ()))
         return stop
 
     def _receive(self) -> Packet:
@@ -298,7 +330,7 @@ class BlockWorker:
         packet, self.next_packet = self.next_packet or self._receive(), None
         if (packet.kind, packet.step) != (kind, step):
             raise RuntimeError(f"expected {kind.name} {step} from the left, got {packet.kind.name} {packet.step}")
-        return packet.tensors
+        return self.lane.receive(packet).tensors
 
     def _table(self, number: int) -> Tensor:
         """This block's class table after `number` updates, for its left neighbour."""
@@ -311,6 +343,7 @@ class BlockWorker:
 
     # Checkpoints ------------------------------------------------------------------------------------------------
 
+    @on_lane
     def save(self, step: int) -> None:
         """Write this block's part of the cut after `step` steps, unless it is there already."""
         if step == self.saved_step:
@@ -326,6 +359,7 @@ class BlockWorker:
         self.saved_step = step
         self.links.emit(BlockSaved(self.index, step, digest))
 
+    @on_lane
     def _restore(self, step: int) -> None:
         tensors = checkpoint.load_block(self.run.run_dir, step, self.index, self.run.config_digest)
         try:

@@ -45,6 +45,8 @@ _SENT, _RECEIVED = 0, _ALIGNMENT // 8
 class RingChannel:
     """A bounded line between two processes. Made by their parent and passed to both when they start."""
 
+    crosses_processes = True
+
     def __init__(self, context: BaseContext, slots: int, payload_bytes: int) -> None:
         self.slots = slots
         self._slot_bytes = _PAYLOAD + _aligned(payload_bytes) + _MAX_TENSORS * _ALIGNMENT

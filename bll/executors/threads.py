@@ -25,6 +25,8 @@ _POLL_S = 0.2
 class QueueChannel:
     """A bounded line between two threads."""
 
+    crosses_processes = False
+
     def __init__(self, slots: int, aborted: threading.Event) -> None:
         self.slots = slots
         self._packets: queue.Queue[Packet] = queue.Queue(slots)

@@ -143,6 +143,11 @@ def straight_through(draw: Tensor, mean: Tensor) -> Tensor:
     return draw + (mean - mean.detach())
 
 
+def normal_noise(like: Tensor, generator: Generator) -> Tensor:
+    """Draws from the normal distribution around 0 of variance 1."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
 def laplace_noise(like: Tensor, generator: Generator) -> Tensor:
     """Draws from the Laplace distribution around 0 of scale 1: the difference of two exponential ones."""
     first, second = (torch.empty_like(like).exponential_(generator=generator) for _ in range(2))

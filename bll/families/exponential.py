@@ -8,7 +8,15 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from bll.families.base import ExponentialFamily, at_bounds, bounded, certain, laplace_noise, straight_through
+from bll.families.base import (
+    ExponentialFamily,
+    at_bounds,
+    bounded,
+    certain,
+    laplace_noise,
+    normal_noise,
+    straight_through,
+)
 
 
 class Bernoulli(ExponentialFamily):
@@ -35,7 +43,7 @@ class Bernoulli(ExponentialFamily):
 
     def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
         mean_BD = self.mean(eta_BPD)
-        uniform_BD = torch.rand(mean_BD.shape, generator=generator, dtype=mean_BD.dtype)
+        uniform_BD = torch.rand(mean_BD.shape, generator=generator, dtype=mean_BD.dtype, device=mean_BD.device)
         return straight_through((uniform_BD < mean_BD).to(mean_BD.dtype), mean_BD)
 
     def saturated(self, eta_BPD: Tensor) -> Tensor:
@@ -136,8 +144,7 @@ class Gaussian(ExponentialFamily):
 
     def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
         mean_BD = self.mean(eta_BPD)
-        noise_BD = torch.randn(mean_BD.shape, generator=generator, dtype=mean_BD.dtype)
-        return mean_BD + self.variance(eta_BPD).sqrt() * noise_BD
+        return mean_BD + self.variance(eta_BPD).sqrt() * normal_noise(mean_BD, generator)
 
     def entropy(self, eta_BPD: Tensor) -> Tensor:
         return super().entropy(eta_BPD) + math.log(2 * math.pi) / 2
@@ -175,7 +182,7 @@ class UnitGaussian(ExponentialFamily):
 
     def sample(self, eta_BPD: Tensor, generator: Generator) -> Tensor:
         mean_BD = self.mean(eta_BPD)
-        return mean_BD + torch.randn(mean_BD.shape, generator=generator, dtype=mean_BD.dtype)
+        return mean_BD + normal_noise(mean_BD, generator)
 
     def entropy(self, eta_BPD: Tensor) -> Tensor:
         return torch.full_like(eta_BPD.squeeze(-2), math.log(2 * math.pi * math.e) / 2)

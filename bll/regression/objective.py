@@ -100,7 +100,8 @@ class RegressionObjective:
     def _in_batch(self, alpha_BPD: Tensor, table: ClassTable, mixing: float) -> Tensor:
         """The loss `evidence` with the batch's targets for classes, each row's own the true one."""
         evidence = Objective(self.family, replace(self.config, name=LossName.EVIDENCE))
-        return evidence.loss(alpha_BPD, table, torch.arange(len(alpha_BPD)), mixing).loss_B
+        own_B = torch.arange(len(alpha_BPD), device=alpha_BPD.device)
+        return evidence.loss(alpha_BPD, table, own_B, mixing).loss_B
 
 
 class RegressionPrediction(NamedTuple):

@@ -78,6 +78,8 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("executor.threads_per_block", 0),
     ("executor.messages_in_flight", 65),
     ("executor.checkpoint_steps", -1),
+    ("executor.devices[1]", ["cpu", "gpu"]),
+    ("executor.precision", "float16"),
     ("diagnostics.per_epoch", 11),
     ("rule", "hebb"),
     ("epochs", 0),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import bll_client
 from bll import choices
-from bll.choices import FamilyName, MixingSchedule, Rule, TwinName
+from bll.choices import FamilyName, MixingSchedule, PrecisionName, Rule, TwinName
 from bll.config import (
     BackwardConfig,
     BlocksConfig,
@@ -142,7 +142,12 @@ CONFIGS = st.builds(
     backward=st.builds(BackwardConfig, twin=st.sampled_from(TwinName)),
     mixing=st.builds(MixingConfig, schedule=st.sampled_from(MixingSchedule), start=st.floats(0, 2)),
     optimizer=st.builds(OptimizerConfig, learning_rate=st.floats(1e-8, 10)),
-    executor=st.builds(ExecutorConfig, checkpoint_steps=st.integers(0, 10)),
+    executor=st.builds(
+        ExecutorConfig,
+        checkpoint_steps=st.integers(0, 10),
+        devices=st.lists(st.sampled_from(("cpu", "cuda", "cuda:3", "auto")), min_size=1, max_size=4).map(tuple),
+        precision=st.sampled_from(PrecisionName),
+    ),
     rule=st.sampled_from(Rule),
     seed=st.integers(0, 2**63 - 1),
 )
@@ -174,6 +179,8 @@ BROKEN = {
     "job.spec.optimizer.learning_rate": {"optimizer": {"learning_rate": 0.0}},
     "job.spec.optimizer.warmup_steps": {"optimizer": {"warmup_steps": -1}},
     "job.spec.executor.threads_per_block": {"executor": {"threads_per_block": 0}},
+    "job.spec.executor.devices[1]": {"executor": {"devices": ["cpu", "gpu"]}},
+    "job.spec.executor.precision": {"executor": {"precision": 77}},
     "job.spec.rule": {"rule": 77},
     "job.spec.epochs": {"epochs": 0},
     "job.spec.batch_size": {"batch_size": 1},

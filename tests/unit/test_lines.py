@@ -34,6 +34,7 @@ class ScriptedChannel:
     """A line of two slots whose other end acts after given times, one for each wait."""
 
     slots = 2
+    crosses_processes = False
 
     def __init__(self, clock: Clock, *delays_s: float) -> None:
         self.clock = clock

@@ -19,7 +19,8 @@ from bll.wiring import Lines, Links, WorkerEvent
 
 def meter(steps_per_epoch: int, target_shape: tuple[int, ...] = ()) -> ProgressMeter:
     plan = Plan(TrainingConfig(), (), (1, 8, 8), ("a", "b"), steps_per_epoch, "", target_shape=target_shape)
-    return ProgressMeter(2, plan, Lines(2, Links(None, None, None, None, list[WorkerEvent]().append, lambda: False)))
+    lines = Lines(2, Links(None, None, None, None, list[WorkerEvent]().append, lambda: False))
+    return ProgressMeter(2, plan, lines, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -432,6 +432,24 @@ EXECUTOR_NAME_AUTO: ExecutorName.ValueType  # 4
 """AUTO is PROCESSES in a served job."""
 Global___ExecutorName: _TypeAlias = ExecutorName  # noqa: Y015
 
+class _PrecisionName:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PrecisionNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PrecisionName.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRECISION_NAME_UNSPECIFIED: _PrecisionName.ValueType  # 0
+    PRECISION_NAME_FLOAT32: _PrecisionName.ValueType  # 1
+    PRECISION_NAME_BFLOAT16: _PrecisionName.ValueType  # 2
+
+class PrecisionName(_PrecisionName, metaclass=_PrecisionNameEnumTypeWrapper):
+    """PrecisionName is what layers and readouts compute in. Absence means FLOAT32."""
+
+PRECISION_NAME_UNSPECIFIED: PrecisionName.ValueType  # 0
+PRECISION_NAME_FLOAT32: PrecisionName.ValueType  # 1
+PRECISION_NAME_BFLOAT16: PrecisionName.ValueType  # 2
+Global___PrecisionName: _TypeAlias = PrecisionName  # noqa: Y015
+
 class _AlarmSignature:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1253,11 +1271,20 @@ class ExecutorSpec(_message.Message):
     THREADS_PER_BLOCK_FIELD_NUMBER: _builtins.int
     MESSAGES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEPS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     name: Global___ExecutorName.ValueType
     threads_per_block: _builtins.int
     messages_in_flight: _builtins.int
     checkpoint_steps: _builtins.int
     """checkpoint_steps is the number of steps between checkpoints; 0 or absence means one epoch."""
+    precision: Global___PrecisionName.ValueType
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """devices are where blocks compute, one for all of them or one each: `cpu`, `cuda`, `cuda:1` or `auto`. Absence means
+        `cpu`.
+        """
+
     def __init__(
         self,
         *,
@@ -1265,10 +1292,12 @@ class ExecutorSpec(_message.Message):
         threads_per_block: _builtins.int | None = ...,
         messages_in_flight: _builtins.int | None = ...,
         checkpoint_steps: _builtins.int | None = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
+        precision: Global___PrecisionName.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_messages_in_flight", b"_messages_in_flight", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "messages_in_flight", b"messages_in_flight", "threads_per_block", b"threads_per_block"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_messages_in_flight", b"_messages_in_flight", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "messages_in_flight", b"messages_in_flight", "name", b"name", "threads_per_block", b"threads_per_block"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_messages_in_flight", b"_messages_in_flight", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "devices", b"devices", "messages_in_flight", b"messages_in_flight", "name", b"name", "precision", b"precision", "threads_per_block", b"threads_per_block"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_steps: _TypeAlias = _typing.Literal["checkpoint_steps"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_steps: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps"]  # noqa: Y015

@@ -1,0 +1,42 @@
+"""Where blocks compute: the devices that a config names, found on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from bll.errors import InvalidConfig, Violation
+from bll.execution import ExecutorConfig
+
+
+def resolved_devices(names: Sequence[str], num_blocks: int, *, apart: bool = True) -> tuple[str, ...]:
+    """`names` with nothing left open: one for all blocks if they are equal, else one each.
+
+    `auto` puts as many blocks in a row on each CUDA device, so that few messages go from one to another; all on the
+    first if blocks are not to lie `apart`. Raises InvalidConfig for a device that is not here.
+    """
+    if all(name == "cpu" for name in names):  # and CUDA is not asked: that alone may start its driver
+        return ("cpu",)
+    here = ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
+    spread = here[1:] if apart else here[1:2]
+    found, violations = [], []
+    for block in range(num_blocks):
+        number = block if len(names) > 1 else 0
+        name = names[number]
+        if name == "auto":
+            name = spread[block * len(spread) // num_blocks] if spread else "cpu"
+        elif name == "cuda":
+            name = "cuda:0"
+        if name not in here:
+            rule = f"must be a device of this machine ({', '.join(here)}), got {names[number]!r}"
+            violations.append(Violation(f"executor.devices[{number}]", rule))
+        found.append(name)
+    if violations:
+        raise InvalidConfig(list(dict.fromkeys(violations)))
+    return tuple(found[:1]) if len(set(found)) == 1 else tuple(found)
+
+
+def device_of(config: ExecutorConfig, block: int) -> torch.device:
+    """The device of block `block` in a resolved run."""
+    return torch.device(config.devices[block if len(config.devices) > 1 else 0])
