@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bll.choices import (
+    ExecutorName,
     FamilyName,
     LossName,
     MixingSchedule,
@@ -75,6 +76,19 @@ def _executor_violations(config: TrainingConfig) -> list[Violation]:
         rule = f"must be 'float32' for rule {config.rule.value!r}, which makes its gradients by itself, got 'bfloat16'"
         found.append(Violation("executor.precision", rule))
     return found
+
+
+def check_workers(config: TrainingConfig) -> None:
+    """Raises InvalidConfig if a settled `config`, whose executor has a name, asks for workers that it cannot have."""
+    wanted, most = config.executor.num_workers, config.blocks.num_blocks
+    if config.executor.name is ExecutorName.SEQUENTIAL:
+        most, why = 1, "executor 'sequential' is one worker"
+    elif config.loss.span > 1:
+        most, why = 1, f"loss.span {config.loss.span} keeps all blocks in one worker"
+    else:
+        why = "a block is never divided"
+    if wanted > most:
+        raise InvalidConfig([Violation("executor.num_workers", f"must be at most {most}: {why}, got {wanted}")])
 
 
 _RULES_OF_VALUES = frozenset({Rule.BLL, Rule.BACKPROP})

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bll import data
 from bll.intra_op import intra_op_threads
-from bll.joint import make_worker
-from bll.messages import DequeChannel
+from bll.placement import Placement
 from bll.plan import Plan
-from bll.wiring import wire
+from bll.turns import Worker
+from bll.wiring import Links
 from bll.worker import Run
 
 _STEPS = 12
@@ -74,9 +74,10 @@ def forecast(plan: Plan, root: Path | None = None) -> Forecast:
     """
     config = plan.config
     dataset = data.load(config.data, config.seed, root)
-    links = wire(plan, plan.workers, lambda _slots, _size: DequeChannel(), lambda _event: None, lambda: False)
-    run = Run(plan, config_digest="", run_dir=Path(), data_root=root, start_step=0)
-    workers = [make_worker(run, blocks, dataset, link) for blocks, link in zip(plan.workers, links, strict=True)]
+    everything = range(plan.num_blocks)
+    run = Run(plan, "", run_dir=Path(), data_root=root, start_step=0, placement=Placement((everything,)))
+    alone = Links(None, None, None, None, emit=lambda _event: None, stop_requested=lambda: False)
+    workers = Worker(run, everything, dataset, alone).units
     taken_s: list[list[float]] = [[] for _ in workers]
     with intra_op_threads(config.executor.threads_per_block):
         for worker in reversed(workers):  # a block's first version may need that of its right neighbour
@@ -93,7 +94,7 @@ def forecast(plan: Plan, root: Path | None = None) -> Forecast:
                 step_s=statistics.median(own_s[_WARM_UP:] or own_s),
                 memory_bytes=sum(plan.training_bytes(block) for block in blocks),
             )
-            for blocks, own_s in zip(plan.workers, taken_s, strict=True)
+            for blocks, own_s in zip(plan.units, taken_s, strict=True)
         ),
         batch_size=config.batch_size,
         cores=max(1, math.floor(len(os.sched_getaffinity(0)) / config.executor.threads_per_block)),

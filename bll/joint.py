@@ -1,4 +1,4 @@
-"""Blocks whose local losses reach over boundaries (`loss.span` above 1): one worker, one graph.
+"""Blocks whose local losses reach over boundaries (`loss.span` above 1): one unit, one graph.
 
 With span s, L_k trains the parameters of blocks k-s+1 to k: overlapping pairs for s = 2 (method, section 8), and every
 exit by backpropagation for s = num_blocks. Forward values are those of ordinary blocks; each gradient stops at what
@@ -13,10 +13,10 @@ from torch import Tensor
 from bll.data import Dataset
 from bll.messages import DequeChannel
 from bll.wiring import Links, wire
-from bll.worker import BlockWorker, Run, Worker
+from bll.worker import BlockUnit, Run, Unit
 
 
-class JointWorker:
+class JointUnit:
     """All blocks of a run, message by message, in one loop."""
 
     def __init__(self, run: Run, dataset: Dataset, links: Links) -> None:
@@ -24,7 +24,7 @@ class JointWorker:
         self.links = links
         alone = tuple(range(index, index + 1) for index in range(run.plan.num_blocks))
         lines = wire(run.plan, alone, lambda _slots, _size: DequeChannel(), links.emit, links.stop_requested)
-        self.blocks = [BlockWorker(run, index, dataset, line, keeps_graph=True) for index, line in enumerate(lines)]
+        self.blocks = [BlockUnit(run, index, dataset, line, keeps_graph=True) for index, line in enumerate(lines)]
         self.num_validation_batches = self.blocks[0].num_validation_batches
 
     @property
@@ -66,6 +66,6 @@ class JointWorker:
             torch.autograd.backward(loss, inputs=[p for p in trained if p.requires_grad], retain_graph=True)
 
 
-def make_worker(run: Run, blocks: range, dataset: Dataset, links: Links) -> Worker:
-    """The worker of `blocks`, one of those in `run.plan.workers`."""
-    return BlockWorker(run, blocks[0], dataset, links) if len(blocks) == 1 else JointWorker(run, dataset, links)
+def make_unit(run: Run, blocks: range, dataset: Dataset, links: Links) -> Unit:
+    """The unit of `blocks`, one of those in `run.plan.units`."""
+    return BlockUnit(run, blocks[0], dataset, links) if len(blocks) == 1 else JointUnit(run, dataset, links)

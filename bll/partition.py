@@ -15,9 +15,10 @@ from bll import data
 from bll.architectures import Layer, make_layers, with_widths
 from bll.architectures.modules import Layers, UserNetwork, UserPlan, user_network
 from bll.auxiliary import Auxiliary
+from bll.balance import balanced_cuts
 from bll.blocks import make_decoder, make_target_twin, normalize_layer
 from bll.choices import Balance, ExecutorName, FamilyName, MessageName, ReadoutName, Rule, TargetName, TwinName
-from bll.combinations import LOCAL_RULES, settled
+from bll.combinations import LOCAL_RULES, check_workers, settled
 from bll.config import NetworkConfig, TrainingConfig
 from bll.costs import Cost, StepTimes, measure, step_times
 from bll.credit import make_credit
@@ -86,6 +87,7 @@ def resolve(
             devices=resolved_devices(config.executor.devices, config.blocks.num_blocks, apart=config.loss.span == 1),
         ),
     )
+    check_workers(resolved)
     _check_messages(resolved, layers, costs)
     starts, ends = (0, *cuts), (*cuts, len(layers))
     right_shapes = [costs[end - 1].output_shape for end in ends[1:]]
@@ -118,38 +120,6 @@ def _with_user_network(config: TrainingConfig, user: UserNetwork) -> TrainingCon
         )
         raise InvalidConfig([Violation("executor.name", rule)])
     return replace(config, network=described)
-
-
-def balanced_cuts(costs: Sequence[float], num_blocks: int, exits: Sequence[float] = ()) -> tuple[int, ...]:
-    """Cuts of consecutive layers into `num_blocks` non-empty blocks with the smallest possible largest block.
-
-    `exits` are what a block costs besides its layers, by its last layer. Exact, by dynamic programming; among equals
-    the cuts that come first.
-    """
-    layers = len(costs)
-    after = [0.0, *(exits or [0.0] * layers)]
-    before = [0.0]
-    for cost in costs:
-        before.append(before[-1] + cost)
-    # best[n][end]: (largest block, start of the last block) of the first `end` layers in n blocks.
-    best = [{end: (before[end] + after[end], 0) for end in range(1, layers + 1)}]
-    for blocks in range(2, num_blocks + 1):
-        previous = best[-1]
-        best.append(
-            {
-                end: min(
-                    (max(previous[start][0], before[end] - before[start] + after[end]), start)
-                    for start in range(blocks - 1, end)
-                )
-                for end in range(blocks, layers + 1)
-            }
-        )
-    cuts: list[int] = []
-    end = layers
-    for row in reversed(best[1:]):
-        end = row[end][1]
-        cuts.append(end)
-    return tuple(reversed(cuts))
 
 
 def _check_targets(config: TrainingConfig, info: DataInfo) -> None:

@@ -59,8 +59,9 @@ class Plan:
         return len(self.blocks)
 
     @property
-    def workers(self) -> tuple[range, ...]:
-        """The blocks of each worker: one, or all where local losses reach over boundaries."""
+    def units(self) -> tuple[range, ...]:
+        """The blocks of each part that one worker must hold whole: one, or all where local losses reach over
+        boundaries."""
         if self.config.loss.span > 1:
             return (range(self.num_blocks),)
         return tuple(range(index, index + 1) for index in range(self.num_blocks))

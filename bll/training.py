@@ -24,6 +24,7 @@ from bll.execution import DiagnosticsConfig
 from bll.executors import make_executor
 from bll.model import TrainedModel
 from bll.partition import resolve
+from bll.placement import flops, num_workers, place
 from bll.plain import to_dict
 from bll.plan import Plan
 from bll.regression.model import RegressionModel
@@ -52,7 +53,8 @@ class Training:
             yield RunEnded(start, finished=True)
             return
         saved: dict[int, dict[int, str]] = defaultdict(dict)
-        self._executor.launch(Run(self.plan, digest, self.run_dir, self.root, start))
+        placement = place(self.plan, num_workers(self.plan), flops(self.plan))
+        self._executor.launch(Run(self.plan, digest, self.run_dir, self.root, start, placement))
         watch = Watch(self.plan)
         with closing(self._executor.events()) as events:
             for event in events:

@@ -1,4 +1,4 @@
-"""What connects workers: messages rightward, backward messages leftward, and events to whoever runs them."""
+"""What connects workers, or the units of one: messages rightward, versions leftward, and events to who runs them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bll.versions import carried
 
 @dataclass(frozen=True)
 class BlockSaved:
-    """A worker has written its part of the cut after `step` steps."""
+    """A block has written its part of the cut after `step` steps."""
 
     block: int
     step: int
@@ -43,7 +43,7 @@ WorkerEvent = (
 
 @dataclass(frozen=True)
 class Links:
-    """A worker's connections. None where there is no neighbour, or nothing flows."""
+    """Connections of a worker, or of a unit. None where there is no neighbour, or nothing flows."""
 
     inbox: Channel | None
     """Messages from the left."""
@@ -55,7 +55,7 @@ class Links:
     """Versions of its own, to the left."""
     emit: Callable[[WorkerEvent], None]
     stop_requested: Callable[[], bool]
-    """Asked by the first worker before each step."""
+    """Asked by the first block before each step."""
 
 
 class LineUse(NamedTuple):
@@ -107,17 +107,17 @@ C = TypeVar("C", bound=Channel)
 
 def wire(
     plan: Plan,
-    workers: tuple[range, ...],
+    parts: tuple[range, ...],
     make_channel: Callable[[int, int], C],
     emit: Callable[[WorkerEvent], None],
     stop_requested: Callable[[], bool],
 ) -> list[Links]:
-    """The connections of every worker, each given by its blocks, over channels from
+    """The connections of parts of a run, consecutive blocks each, over channels from
     `make_channel(slots, largest packet in bytes)`."""
     config, batch, family = plan.config, plan.config.batch_size, make_family(plan.config.latent)
     rightward: list[C | None] = [None]
     leftward: list[C | None] = []
-    for blocks in workers[:-1]:
+    for blocks in parts[:-1]:
         last = blocks[-1]
         message = math.prod(message_shape(plan.blocks[last].output_shape, family, config.latent))
         size_bytes = message_dtype(config.executor.precision).itemsize * message + 4 * (last + 1) * plan.exit_values
@@ -139,7 +139,7 @@ def wire(
             emit=emit,
             stop_requested=stop_requested,
         )
-        for index in range(len(workers))
+        for index in range(len(parts))
     ]
 
 

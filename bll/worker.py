@@ -2,15 +2,15 @@
 
 Shapes: B batch, C classes, P natural parameters per unit, D units, K exits so far.
 
-Every worker walks through the same schedule (train steps, evaluation batches, checkpoints), which follows from the
+Every block walks through the same schedule (train steps, evaluation batches, checkpoints), which follows from the
 plan alone. Block k computes msg_k(t) with theta_k after exactly t updates, whatever the timing, so the result does
-not depend on who runs the blocks (method, section 5).
+not depend on who runs the blocks (method, section 5). `bll.turns` lets the blocks of one worker take turns.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +30,7 @@ from bll.exits import EvaluationMeter
 from bll.messages import Kind, Packet
 from bll.mixing import Mixing
 from bll.optimizers import BlockOptimizer
+from bll.placement import Placement
 from bll.plan import Plan
 from bll.precision import Arithmetic
 from bll.progress import ProgressMeter
@@ -41,7 +42,7 @@ from bll.sending import Sender
 from bll.transfers import make_lane, on_lane
 from bll.twins import ClassTable
 from bll.versions import OwnVersions, RightVersions
-from bll.wiring import BlockEnded, BlockSaved, Lines, Links
+from bll.wiring import BlockSaved, Lines, Links
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,12 @@ class Run:
     data_root: Path | None
     start_step: int
     """Steps done at the checkpoint to go on from; 0 = from the beginning."""
+    placement: Placement
+    """Who runs which blocks from there on. It changes nothing in the result."""
 
 
-class Worker(Protocol):
-    """One block, or several, with their place in the stream."""
+class Unit(Protocol):
+    """A part of the run that one worker must hold whole, with its place in the stream: one of `Plan.units`."""
 
     run: Run
     links: Links
@@ -73,7 +76,7 @@ class Worker(Protocol):
         ...
 
     def stop_before(self, step: int) -> bool:
-        """Whether the run stops here; tells the next worker."""
+        """Whether the run stops here; tells the next unit."""
         ...
 
     def train_step(self, step: int) -> None:
@@ -89,31 +92,28 @@ class Worker(Protocol):
         ...
 
 
-def run_block(worker: Worker) -> Iterator[None]:
-    """Train a worker's blocks to the end of the plan or to a stop marker, yielding after each action.
-
-    Threads and processes exhaust it; the sequential executor takes turns among the blocks, an action each.
-    """
-    plan, step = worker.run.plan, worker.run.start_step
-    worker.start()
+def run_block(unit: Unit) -> Generator[None, None, int]:
+    """Train a unit to the end of the plan or to a stop marker, yielding after each action; returns the steps done."""
+    plan, step = unit.run.plan, unit.run.start_step
+    unit.start()
     yield
     while step < plan.total_steps:
-        if worker.stop_before(step):
-            worker.save(step)
+        if unit.stop_before(step):
+            unit.save(step)
             break
-        worker.train_step(step)
+        unit.train_step(step)
         step += 1
         yield
         if step % plan.steps_per_epoch == 0:
-            for batch in range(worker.num_validation_batches):
-                worker.evaluate_batch(step, batch)
+            for batch in range(unit.num_validation_batches):
+                unit.evaluate_batch(step, batch)
                 yield
         if step % plan.config.executor.checkpoint_steps == 0 or step == plan.total_steps:
-            worker.save(step)
-    worker.links.emit(BlockEnded(worker.index, step))
+            unit.save(step)
+    return step
 
 
-class BlockWorker:
+class BlockUnit:
     """One block with its optimizers, its data and its place in the stream."""
 
     def __init__(self, run: Run, index: int, dataset: Dataset, links: Links, *, keeps_graph: bool = False) -> None:

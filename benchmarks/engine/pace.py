@@ -14,6 +14,7 @@ from bll.config import TrainingConfig
 from bll.events import BlockProgress
 from bll.executors import Executor
 from bll.partition import resolve
+from bll.placement import Placement
 from bll.plain import from_dict
 from bll.plan import Plan
 from bll.worker import Run
@@ -37,7 +38,7 @@ def samples_per_s(plan: Plan, executor: Executor) -> float:
     """Training rows a second in the first epoch, from the last block's first report to its last."""
     reports: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory(prefix="bll-pace-") as folder:
-        executor.launch(Run(plan, config_digest="", run_dir=Path(folder), data_root=None, start_step=0))
+        executor.launch(Run(plan, "", Path(folder), data_root=None, start_step=0, placement=Placement(plan.units)))
         with closing(executor.events()) as events:
             for event in events:
                 if isinstance(event, BlockProgress) and event.block == plan.num_blocks - 1:

@@ -1,4 +1,4 @@
-"""A process a block, from a forkserver that has torch loaded; messages through shared-memory rings.
+"""A process a worker, from a forkserver that has torch loaded; messages through shared-memory rings.
 
 Who watches whom: the parent sees a worker's death by its sentinel and ends the others; a worker sees its parent's
 death by the end of a pipe that only the parent holds, and ends itself. Nothing outlives the parent.
@@ -24,9 +24,10 @@ import torch
 from bll import data
 from bll.errors import BllError, BlockFailed
 from bll.executors.ring import RingChannel
-from bll.joint import make_worker
+from bll.placement import worker_name
+from bll.turns import Worker
 from bll.wiring import BlockEnded, Links, WorkerEvent, wire
-from bll.worker import Run, run_block
+from bll.worker import Run
 
 _ENVIRONMENT = {
     # Waiting threads sleep: blocks share the cores.
@@ -38,30 +39,32 @@ _ENVIRONMENT = {
 
 
 class ProcessExecutor:
-    """Runs each block in a process of its own."""
+    """Runs each worker in a process of its own."""
 
     def __init__(self) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._stop = self._context.RawValue(ctypes.c_bool, False)
+        self._workers: tuple[range, ...] = ()
         self._processes: list[ForkServerProcess] = []
         self._events: list[Connection] = []
         self._lifelines: list[Connection] = []
         self._links: list[Links] = []
 
     def launch(self, run: Run) -> None:
+        self._workers = run.placement.workers
         self._context.set_forkserver_preload([__name__])
         with _environment(_ENVIRONMENT):
             forkserver.ensure_running()
         # Kept: a child opens what channels are made of when it starts.
-        self._links = wire(run.plan, run.plan.workers, self.make_channel, emit=_unwired, stop_requested=_unwired)
-        for blocks, link in zip(run.plan.workers, self._links, strict=True):
+        self._links = wire(run.plan, self._workers, self.make_channel, emit=_unwired, stop_requested=_unwired)
+        for blocks, link in zip(self._workers, self._links, strict=True):
             events, sender = self._context.Pipe(duplex=False)
             lifeline, held = self._context.Pipe(duplex=False)
             channels = (link.inbox, link.outbox, link.backward_in, link.backward_out)
             process = self._context.Process(
                 target=_work,
                 args=(run, blocks, channels, sender, lifeline, self._stop),
-                name=f"block-{blocks[0]}",
+                name=worker_name(blocks),
                 daemon=True,
             )
             process.start()
@@ -98,11 +101,12 @@ class ProcessExecutor:
         self._stop.value = True
 
     def _died(self, index: int) -> BlockFailed:
-        process = self._processes[index]
+        process, blocks = self._processes[index], self._workers[index]
         process.join()
         code = process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return BlockFailed(index, f"its process (pid {process.pid}) {how}")
+        whose = "its process" if len(blocks) == 1 else f"the process of {worker_name(blocks)}"
+        return BlockFailed(blocks[0], f"{whose} (pid {process.pid}) {how}")
 
     def _end(self) -> None:
         for process in self._processes:
@@ -126,15 +130,17 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(run.plan.config.executor.threads_per_block)
     links = Links(*channels, emit=events.send, stop_requested=lambda: bool(stop.value))
+    worker: Worker | None = None
     try:
         dataset = data.load(run.plan.config.data, run.plan.config.seed, run.data_root)
-        for _ in run_block(make_worker(run, blocks, dataset, links)):
+        worker = Worker(run, blocks, dataset, links)
+        for _ in worker.turns():
             pass
     except BllError as error:
         events.send(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         sys.excepthook(*sys.exc_info())  # the trace goes to the log; the parent gets one line
-        events.send(BlockFailed(blocks[0], repr(error)))
+        events.send(BlockFailed(worker.turn if worker else blocks[0], repr(error)))
 
 
 def _end_with_parent(lifeline: Connection) -> NoReturn:

@@ -1,4 +1,4 @@
-"""A thread a block in one process: torch releases the interpreter lock inside its operations, so blocks overlap."""
+"""A thread a worker in one process: torch releases the interpreter lock inside its operations, so blocks overlap."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 from bll import data
 from bll.errors import BllError, BlockFailed
 from bll.intra_op import intra_op_threads
-from bll.joint import make_worker
 from bll.messages import Aborted, Packet
+from bll.placement import worker_name
+from bll.turns import Worker
 from bll.wiring import BlockEnded, WorkerEvent, wire
-from bll.worker import Run, Worker, run_block
+from bll.worker import Run
 
 _POLL_S = 0.2
 """How long a waiting worker may take to notice that the run is being torn down."""
@@ -61,7 +62,7 @@ class QueueChannel:
 
 
 class ThreadExecutor:
-    """Runs each block in a thread of the caller's process."""
+    """Runs each worker in a thread of the caller's process."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
@@ -73,7 +74,7 @@ class ThreadExecutor:
     def launch(self, run: Run) -> None:
         dataset = data.load(run.plan.config.data, run.plan.config.seed, run.data_root)
         self._threads_per_block = run.plan.config.executor.threads_per_block
-        workers = run.plan.workers
+        workers = run.placement.workers
         links = wire(
             run.plan,
             workers,
@@ -82,11 +83,11 @@ class ThreadExecutor:
             self._stop.is_set,
         )
         # Built here, one after the other: initial weights are drawn from torch's global generator.
-        self._workers = [make_worker(run, blocks, dataset, link) for blocks, link in zip(workers, links, strict=True)]
+        self._workers = [Worker(run, blocks, dataset, link) for blocks, link in zip(workers, links, strict=True)]
 
     def events(self) -> Generator[WorkerEvent, None, None]:
         threads = [
-            threading.Thread(target=self._work, args=(worker,), name=f"block-{worker.index}", daemon=True)
+            threading.Thread(target=self._work, args=(worker,), name=worker_name(worker.blocks), daemon=True)
             for worker in self._workers
         ]
         with intra_op_threads(self._threads_per_block):
@@ -113,10 +114,10 @@ class ThreadExecutor:
     def _work(self, worker: Worker) -> None:
         torch.set_num_threads(self._threads_per_block)
         try:
-            for _ in run_block(worker):
+            for _ in worker.turns():
                 if self._aborted.is_set():
                     return
         except Aborted:
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
-            self._events.put((worker.index, error))
+            self._events.put((worker.turn, error))

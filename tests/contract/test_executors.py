@@ -75,6 +75,12 @@ SPECS: dict[str, dict[str, Any]] = {
         "latent": {"readout": "next_layer", "units": 8},
         "backward": {"twin": "chain", "delay_steps": 1000},
     },
+    "next_layer_chain_of_four": {
+        "network": {"architecture": "mlp", "widths": [16, 12, 12, 8], "dropout": 0.2},
+        "blocks": {"num_blocks": 4},
+        "latent": {"readout": "next_layer", "ema_decay": 0.5, "units": 8},
+        "backward": {"twin": "chain", "delay_steps": 2},
+    },
     "next_layer_chain_overlapping_pairs": {
         "network": {"architecture": "mlp", "widths": [16, 12, 8]},
         "blocks": {"num_blocks": 3},
@@ -259,6 +265,45 @@ def test_a_run_goes_on_under_another_executor(name: ExecutorName, reference: Ref
     plan = plan_of(SPECS[key], name, messages_in_flight=1, checkpoint_steps=3)
     train(plan, tmp_path)
     assert digest_of(tmp_path, plan) == reference(key)[0]
+
+
+PLACED = (
+    *((ExecutorName.THREADS, number) for number in (1, 2, 3)),
+    *((ExecutorName.PROCESSES, number) for number in (1, 2, 3)),
+)
+
+
+@pytest.mark.parametrize(("name", "num_workers"), PLACED)
+@pytest.mark.parametrize("key", ["chain_dropout_augmentation_cnn", "next_layer_chain_of_four"])
+def test_blocks_that_share_workers_give_the_same_bits(
+    key: str, name: ExecutorName, num_workers: int, reference: Reference, tmp_path: Path
+) -> None:
+    plan = plan_of(SPECS[key], name, num_workers=num_workers, messages_in_flight=1)
+    events = train(plan, tmp_path)
+    assert digest_of(tmp_path, plan) == reference(key)[0]
+    assert timeless(events) == timeless(reference(key)[1])
+
+
+@pytest.mark.parametrize("name", [ExecutorName.THREADS, ExecutorName.PROCESSES])
+def test_a_run_goes_on_with_another_number_of_workers(name: ExecutorName, reference: Reference, tmp_path: Path) -> None:
+    key = "chain_dropout_augmentation_cnn"
+    for num_workers, stop_after in ((2, 3), (0, 8), (3, None)):
+        plan = plan_of(SPECS[key], name, num_workers=num_workers)
+        train(plan, tmp_path, stop_after=stop_after)
+    assert digest_of(tmp_path, plan) == reference(key)[0]
+
+
+def test_a_killed_process_of_several_blocks_is_named_after_its_first(tmp_path: Path) -> None:
+    plan = plan_of({**SPECS["chain_dropout_augmentation_cnn"], "epochs": 10_000}, ExecutorName.PROCESSES, num_workers=2)
+    events = Training(plan, tmp_path).events()
+    next(events)
+    names = sorted(process.name for process in multiprocessing.active_children())
+    assert names == ["blocks-0-1", "blocks-2-3"]
+    (victim,) = [p for p in multiprocessing.active_children() if p.name == "blocks-2-3"]
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    with pytest.raises(BlockFailed, match=r"block 2: the process of blocks-2-3 .* was killed by SIGKILL"):
+        list(events)
 
 
 def test_a_run_that_does_not_learn_raises_alarms(reference: Reference) -> None:

@@ -15,6 +15,7 @@ from benchmarks.engine.pace import short_plan
 from bll.executors import Executor
 from bll.executors.sequential import SequentialExecutor
 from bll.messages import Kind, Packet
+from bll.placement import Placement
 from bll.worker import Run
 
 SPEC = {
@@ -77,7 +78,7 @@ def test_weights_over_delayed_links_are_those_of_the_sequential_loop(tmp_path: P
     plan = short_plan(SPEC, steps=12, num_blocks=2, messages_in_flight=2)
 
     def saved(name: str, executor: Executor) -> list[str]:
-        executor.launch(Run(plan, "", tmp_path / name, None, start_step=0))
+        executor.launch(Run(plan, "", tmp_path / name, None, start_step=0, placement=Placement(plan.units)))
         for _ in executor.events():
             pass
         files = sorted((tmp_path / name).rglob("*.safetensors"))

@@ -80,6 +80,7 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("executor.checkpoint_steps", -1),
     ("executor.devices[1]", ["cpu", "gpu"]),
     ("executor.precision", "float16"),
+    ("executor.num_workers", -1),
     ("diagnostics.per_epoch", 11),
     ("rule", "hebb"),
     ("epochs", 0),

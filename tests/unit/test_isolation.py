@@ -20,10 +20,11 @@ from bll.config import TrainingConfig
 from bll.executors.sequential import SequentialExecutor
 from bll.losses import Objective
 from bll.partition import resolve
+from bll.placement import Placement
 from bll.plain import from_dict
 from bll.plan import Plan
 from bll.training import _digest
-from bll.worker import BlockWorker, Run
+from bll.worker import BlockUnit, Run
 
 every_twin = pytest.mark.parametrize("twin", ["direct", "chain"])
 
@@ -42,11 +43,12 @@ def plan_of(twin: str, **values: Any) -> Plan:
     return resolve(from_dict(TrainingConfig, base))
 
 
-def started(plan: Plan, run_dir: Path) -> list[BlockWorker]:
+def started(plan: Plan, run_dir: Path) -> list[BlockUnit]:
     """The run's own workers, each before its first step."""
     executor = SequentialExecutor()
-    executor.launch(Run(plan, _digest(plan), run_dir, None, 0))
-    workers = [worker for worker in executor._workers if isinstance(worker, BlockWorker)]
+    executor.launch(Run(plan, _digest(plan), run_dir, None, 0, Placement((range(plan.num_blocks),))))
+    assert executor._worker is not None
+    workers = [unit for unit in executor._worker.units if isinstance(unit, BlockUnit)]
     assert len(workers) == plan.num_blocks
     for worker in reversed(workers):
         worker.start()
@@ -58,11 +60,11 @@ def poison(parameters: Iterable[nn.Parameter]) -> None:
         parameter.data.fill_(torch.nan)
 
 
-def state(worker: BlockWorker) -> dict[str, Tensor]:
+def state(worker: BlockUnit) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in worker.block.state_dict().items()}
 
 
-def taken(worker: BlockWorker, step: int) -> dict[str, Tensor]:
+def taken(worker: BlockUnit, step: int) -> dict[str, Tensor]:
     worker.train_step(step)
     return state(worker)
 

@@ -17,9 +17,10 @@ from bll.checkpoint import below, load_block
 from bll.errors import InvalidConfig
 from bll.events import BlockProgress, Event
 from bll.intra_op import intra_op_threads
-from bll.joint import JointWorker
+from bll.joint import JointUnit
 from bll.losses import Objective
 from bll.partition import resolve
+from bll.placement import Placement
 from bll.plain import from_dict
 from bll.plan import Plan
 from bll.training import Training, _digest
@@ -52,10 +53,12 @@ def plan_of(**values: Any) -> Plan:
     return resolve(config(**values), network=nn.Sequential(*dense))
 
 
-def joint_worker(plan: Plan, run_dir: Path, emit: Callable[[Any], None] = lambda _: None) -> JointWorker:
+def joint_worker(plan: Plan, run_dir: Path, emit: Callable[[Any], None] = lambda _: None) -> JointUnit:
     dataset = datasets.load(plan.config.data, plan.config.seed)
-    return JointWorker(
-        Run(plan, _digest(plan), run_dir, None, 0), dataset, Links(None, None, None, None, emit, lambda: False)
+    return JointUnit(
+        Run(plan, _digest(plan), run_dir, None, 0, Placement((range(plan.num_blocks),))),
+        dataset,
+        Links(None, None, None, None, emit, lambda: False),
     )
 
 
@@ -150,9 +153,9 @@ def test_span_1_through_the_joint_worker_is_ordinary_block_local_learning(twin: 
 
 def test_one_worker_runs_blocks_that_share_losses_and_the_plan_says_so() -> None:
     plan = plan_of(loss={"span": 2})
-    assert plan.workers == (range(NUM_BLOCKS),)
+    assert plan.units == (range(NUM_BLOCKS),)
     assert any("one worker" in warning for warning in plan.warnings)
-    assert plan_of().workers == (range(1), range(1, 2), range(2, 3))
+    assert plan_of().units == (range(1), range(1, 2), range(2, 3))
 
 
 def test_a_span_of_more_blocks_than_there_are_is_refused() -> None:

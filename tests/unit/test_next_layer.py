@@ -18,12 +18,13 @@ from bll.errors import InvalidConfig
 from bll.manifest import MODEL_FILE
 from bll.messages import DequeChannel
 from bll.partition import resolve
+from bll.placement import Placement
 from bll.plain import from_dict
 from bll.plan import Plan
 from bll.readouts import LayeredReadout, NextLayerReadout, flat_parameters
 from bll.training import _digest
 from bll.wiring import wire
-from bll.worker import BlockWorker, Run
+from bll.worker import BlockUnit, Run
 
 MLP = {"architecture": "mlp", "widths": [16, 12]}
 
@@ -41,11 +42,11 @@ def config(**values: Any) -> TrainingConfig:
     return from_dict(TrainingConfig, {**base, **values})
 
 
-def workers_of(plan: Plan, run_dir: Path) -> list[BlockWorker]:
+def workers_of(plan: Plan, run_dir: Path) -> list[BlockUnit]:
     dataset = datasets.load(plan.config.data, plan.config.seed)
-    lines = wire(plan, plan.workers, lambda _slots, _size: DequeChannel(), lambda _: None, lambda: False)
-    run = Run(plan, _digest(plan), run_dir, None, 0)
-    return [BlockWorker(run, index, dataset, line) for index, line in enumerate(lines)]
+    lines = wire(plan, plan.units, lambda _slots, _size: DequeChannel(), lambda _: None, lambda: False)
+    run = Run(plan, _digest(plan), run_dir, None, 0, Placement(plan.units))
+    return [BlockUnit(run, index, dataset, line) for index, line in enumerate(lines)]
 
 
 @pytest.mark.parametrize(("decay", "delay_steps"), [(0.0, 1), (0.0, 3), (0.6, 2), (1.0, 1), (0.0, 1000)])

@@ -1,16 +1,12 @@
-"""Cuts against brute force, plans against built networks, and what is refused."""
+"""Plans against built networks, and what is refused."""
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from bll.architectures.layers import KeyedDropout
@@ -19,30 +15,12 @@ from bll.choices import Balance, ExecutorName, Rule
 from bll.combinations import LOCAL_RULES
 from bll.config import TrainingConfig
 from bll.errors import InvalidConfig
-from bll.partition import balanced_cuts, resolve
+from bll.partition import resolve
 from bll.plain import from_dict
 
 
 def config(**values: Any) -> TrainingConfig:
     return from_dict(TrainingConfig, {"data": {"name": "digits"}, "batch_size": 64, **values})
-
-
-@given(costs=st.lists(st.integers(0, 20), min_size=1, max_size=8), with_exits=st.booleans(), data=st.data())
-def test_balanced_cuts_make_the_largest_block_as_small_as_can_be(
-    costs: list[int], with_exits: bool, data: st.DataObject
-) -> None:
-    num_blocks = data.draw(st.integers(1, len(costs)))
-    one_a_layer = st.lists(st.sampled_from([0, 1, 5, 30, math.inf]), min_size=len(costs), max_size=len(costs))
-    exits = data.draw(one_a_layer) if with_exits else []
-
-    def largest(cuts: tuple[int, ...]) -> float:
-        blocks = zip((0, *cuts), (*cuts, len(costs)), strict=True)
-        return max(sum(costs[a:b]) + (exits[b - 1] if exits else 0) for a, b in blocks)
-
-    found = balanced_cuts(costs, num_blocks, exits)
-    assert len(found) == num_blocks - 1
-    assert all(a < b for a, b in itertools.pairwise((0, *found, len(costs))))
-    assert largest(found) == min(map(largest, itertools.combinations(range(1, len(costs)), num_blocks - 1)))
 
 
 @pytest.mark.parametrize("network", [{"architecture": "mlp", "widths": [32, 16, 8]}, {"widths": [4, 8]}])
@@ -169,6 +147,10 @@ def test_backprop_is_one_block() -> None:
         ({"batch_size": 5000}, "batch_size", "got 5000"),
         ({"data": {"name": "cifar-9"}}, "data.name", "cifar-9"),
         ({"rule": "synthetic_gradients", "data": {"name": "digits", "target": "inputs"}}, "data.target", "'labels'"),
+        ({"executor": {"num_workers": 5}}, "executor.num_workers", "at most 4: a block is never divided, got 5"),
+        ({"executor": {"name": "sequential", "num_workers": 2}}, "executor.num_workers", "at most 1: executor 'seq"),
+        ({"executor": {"num_workers": 2}, "loss": {"span": 2}}, "executor.num_workers", "at most 1: loss.span 2"),
+        ({"executor": {"num_workers": 2}, "rule": "backprop"}, "executor.num_workers", "at most 1"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(values: dict[str, Any], field: str, words: str) -> None:

@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bll import data
 from bll.choices import ExecutorName
 from bll.config import TrainingConfig
-from bll.joint import make_worker
+from bll.joint import make_unit
 from bll.lines import Inlet, Outlet
 from bll.messages import Channel, DequeChannel, Kind, Packet
 from bll.partition import resolve
+from bll.placement import Placement
 from bll.plain import from_dict
 from bll.plan import Plan
 from bll.training import Training
@@ -234,9 +235,9 @@ def test_a_step_reads_nothing_back_and_mixes_no_devices(key: str, monkeypatch: p
     fused = sys.modules["torch.optim.optimizer"]
     monkeypatch.setattr(fused, "_get_fused_kernels_supported_devices", lambda: ["meta"])
     dataset = data.load(plan.config.data, plan.config.seed, None)
-    links = wire(plan, plan.workers, lambda _slots, _size: DequeChannel(), lambda _event: None, lambda: False)
-    run = Run(plan, "", Path(), None, 0)
-    workers = [make_worker(run, blocks, dataset, link) for blocks, link in zip(plan.workers, links, strict=True)]
+    links = wire(plan, plan.units, lambda _slots, _size: DequeChannel(), lambda _event: None, lambda: False)
+    run = Run(plan, "", Path(), None, 0, placement=Placement(plan.units))
+    workers = [make_unit(run, blocks, dataset, link) for blocks, link in zip(plan.units, links, strict=True)]
     monkeypatch.setattr("bll.progress.ProgressMeter.is_due", lambda _self, _step: False)
     monkeypatch.setattr("bll.diagnostics.Examiner.is_due", lambda _self, _step: False)
     for worker in reversed(workers):

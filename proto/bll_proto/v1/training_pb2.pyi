@@ -1271,6 +1271,7 @@ class ExecutorSpec(_message.Message):
     THREADS_PER_BLOCK_FIELD_NUMBER: _builtins.int
     MESSAGES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEPS_FIELD_NUMBER: _builtins.int
+    NUM_WORKERS_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     name: Global___ExecutorName.ValueType
@@ -1278,6 +1279,10 @@ class ExecutorSpec(_message.Message):
     messages_in_flight: _builtins.int
     checkpoint_steps: _builtins.int
     """checkpoint_steps is the number of steps between checkpoints; 0 or absence means one epoch."""
+    num_workers: _builtins.int
+    """num_workers is the number of processes that the blocks share, in groups of consecutive ones; 0 or absence means one
+    a block, which is also the most.
+    """
     precision: Global___PrecisionName.ValueType
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1292,23 +1297,28 @@ class ExecutorSpec(_message.Message):
         threads_per_block: _builtins.int | None = ...,
         messages_in_flight: _builtins.int | None = ...,
         checkpoint_steps: _builtins.int | None = ...,
+        num_workers: _builtins.int | None = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
         precision: Global___PrecisionName.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_messages_in_flight", b"_messages_in_flight", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "messages_in_flight", b"messages_in_flight", "threads_per_block", b"threads_per_block"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "messages_in_flight", b"messages_in_flight", "num_workers", b"num_workers", "threads_per_block", b"threads_per_block"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_messages_in_flight", b"_messages_in_flight", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "devices", b"devices", "messages_in_flight", b"messages_in_flight", "name", b"name", "precision", b"precision", "threads_per_block", b"threads_per_block"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "devices", b"devices", "messages_in_flight", b"messages_in_flight", "name", b"name", "num_workers", b"num_workers", "precision", b"precision", "threads_per_block", b"threads_per_block"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_steps: _TypeAlias = _typing.Literal["checkpoint_steps"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_steps: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps"]  # noqa: Y015
     _WhichOneofReturnType__messages_in_flight: _TypeAlias = _typing.Literal["messages_in_flight"]  # noqa: Y015
     _WhichOneofArgType__messages_in_flight: _TypeAlias = _typing.Literal["_messages_in_flight", b"_messages_in_flight"]  # noqa: Y015
+    _WhichOneofReturnType__num_workers: _TypeAlias = _typing.Literal["num_workers"]  # noqa: Y015
+    _WhichOneofArgType__num_workers: _TypeAlias = _typing.Literal["_num_workers", b"_num_workers"]  # noqa: Y015
     _WhichOneofReturnType__threads_per_block: _TypeAlias = _typing.Literal["threads_per_block"]  # noqa: Y015
     _WhichOneofArgType__threads_per_block: _TypeAlias = _typing.Literal["_threads_per_block", b"_threads_per_block"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_steps) -> _WhichOneofReturnType__checkpoint_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__messages_in_flight) -> _WhichOneofReturnType__messages_in_flight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_workers) -> _WhichOneofReturnType__num_workers | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threads_per_block) -> _WhichOneofReturnType__threads_per_block | None: ...
 
