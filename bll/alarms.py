@@ -84,17 +84,18 @@ class _BlockEpoch:
 class _Epoch:
     """What has been told of one epoch so far."""
 
-    progress: dict[int, list[BlockProgress]] = field(default_factory=lambda: defaultdict(list))
+    progress: dict[int, dict[int, BlockProgress]] = field(default_factory=lambda: defaultdict(dict))
+    """The reports of each block, by step: what is told again after a roll-back replaces what was told before."""
     diagnostics: dict[int, BlockDiagnostics] = field(default_factory=dict)
     """The newest of each block."""
     evaluation: Evaluation | None = None
 
     def is_complete(self, plan: Plan, last_step: int) -> bool:
-        told = [reports[-1].step for reports in self.progress.values()] + [d.step for d in self.diagnostics.values()]
+        told = [max(reports) for reports in self.progress.values()] + [d.step for d in self.diagnostics.values()]
         return self.evaluation is not None and told.count(last_step) == 2 * plan.num_blocks
 
     def block(self, index: int) -> _BlockEpoch:
-        reports = self.progress[index]
+        reports = self.progress[index].values()
         return _BlockEpoch(
             loss_nats=sum(report.loss_nats for report in reports) / len(reports),
             posterior_variance=sum(report.posterior_variance for report in reports) / len(reports),
@@ -121,24 +122,26 @@ class Watch:
         self._blocks: list[list[_BlockEpoch]] = [[] for _ in plan.blocks]
         self._evaluations: list[Evaluation] = []
         self._raised: dict[tuple[AlarmSignature, int | None], int] = {}
-        self._first_epoch = -(-plan.config.optimizer.warmup_steps // plan.steps_per_epoch)
-        """While the learning rate still rises, a loss that stands still says nothing."""
+        # While the learning rate still rises, a loss that stands still says nothing.
+        self._next_epoch = -(-plan.config.optimizer.warmup_steps // plan.steps_per_epoch)
+        """The first that is still to be judged. What a run that was rolled back tells of earlier ones is known."""
 
     def observe(self, event: Event) -> Iterator[Alarm]:
         """Takes in one event of a run; the alarms that it gives rise to."""
         if self.plan.is_regression:
             return
-        if not isinstance(event, BlockProgress | BlockDiagnostics | Evaluation) or event.epoch < self._first_epoch:
+        if not isinstance(event, BlockProgress | BlockDiagnostics | Evaluation) or event.epoch < self._next_epoch:
             return
         epoch = self._epochs[event.epoch]
         match event:
             case BlockProgress():
-                epoch.progress[event.block].append(event)
+                epoch.progress[event.block][event.step] = event
             case BlockDiagnostics():
                 epoch.diagnostics[event.block] = event
             case Evaluation():
                 epoch.evaluation = event
         if epoch.is_complete(self.plan, (event.epoch + 1) * self.plan.steps_per_epoch):
+            self._next_epoch = event.epoch + 1
             yield from self._judge(event.epoch, self._epochs.pop(event.epoch))
 
     def _judge(self, number: int, epoch: _Epoch) -> Iterator[Alarm]:

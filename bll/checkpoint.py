@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -36,8 +36,8 @@ def save_block(run_dir: Path, step: int, block: int, tensors: Mapping[str, Tenso
     return hashlib.sha256(content).hexdigest()
 
 
-def commit(run_dir: Path, step: int, digests: Mapping[int, str], config_digest: str) -> None:
-    """Make the cut after `step` steps the newest, now that every block is saved, and drop the older ones."""
+def commit(run_dir: Path, step: int, digests: Mapping[int, str], config_digest: str, kept: int) -> None:
+    """Make the cut after `step` steps the newest, now that every block is saved, and keep the newest `kept` cuts."""
     values = {
         "format": _FORMAT,
         "step": step,
@@ -45,41 +45,59 @@ def commit(run_dir: Path, step: int, digests: Mapping[int, str], config_digest: 
         "blocks": [digests[block] for block in sorted(digests)],
     }
     write_atomically(_directory(run_dir, step) / _MANIFEST, json.dumps(values, indent=1).encode())
-    # The new folder's own name must be on disk before the old cut goes: power may fail between the two.
+    # The new folder's own name must be on disk before an old cut goes: power may fail between the two.
     sync_directory(run_dir / "checkpoints")
     sync_directory(run_dir)
-    for directory in (run_dir / "checkpoints").iterdir():
-        if directory < _directory(run_dir, step):  # a block that runs ahead may have saved its part of a later cut
-            shutil.rmtree(directory, ignore_errors=True)
+    # Incomplete cuts stay: a block that runs ahead may have saved its part of a later one.
+    for directory in _cuts(run_dir)[kept:]:
+        _remove(directory)
 
 
 def newest(run_dir: Path, config_digest: str) -> int | None:
     """Steps done at the newest complete cut in `run_dir`, or None. Leftovers of incomplete cuts are removed.
 
-    Raises CheckpointError if the cut belongs to another config or its manifest is damaged.
+    Raises CheckpointError if the cut belongs to another config or its manifest is damaged. Blocks are not read.
     """
-    folder = run_dir / "checkpoints"
-    if not folder.exists():
-        return None
-    steps = []
-    for directory in folder.iterdir():
-        if (directory / _MANIFEST).exists():
-            steps.append(_read_manifest(directory, config_digest)["step"])
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
-    return max(steps, default=None)
+    _remove_leftovers(run_dir)
+    cuts = _cuts(run_dir)
+    return int(_read_manifest(cuts[0], config_digest)["step"]) if cuts else None
+
+
+class Damaged(NamedTuple):
+    """A cut that cannot be gone on from."""
+
+    step: int
+    cause: str
+    """The file, and what is wrong with it."""
+
+
+def newest_intact(run_dir: Path, config_digest: str) -> tuple[int | None, list[Damaged]]:
+    """As `newest`, of the cuts whose every file is as it was written; and the newer ones, which are removed.
+
+    Raises CheckpointError if there are cuts, but none of them is intact, or one belongs to another config.
+    """
+    _remove_leftovers(run_dir)
+    cuts, damaged = _cuts(run_dir), []
+    for directory in cuts:
+        try:
+            step = _check(directory, config_digest)
+        except _DamagedError as error:
+            damaged.append(Damaged(_step_of(directory), str(error)))
+            continue
+        for spoilt in cuts[: len(damaged)]:
+            _remove(spoilt)
+        return step, damaged
+    if damaged:
+        raise CheckpointError("; ".join(cut.cause for cut in damaged))
+    return None, []
 
 
 def load_block(run_dir: Path, step: int, block: int, config_digest: str) -> dict[str, Tensor]:
     """The tensors that `save_block` wrote. Raises CheckpointError if they are missing or damaged."""
     directory = _directory(run_dir, step)
     path = directory / f"block-{block}.safetensors"
-    expected = _read_manifest(directory, config_digest)["blocks"][block]
+    _check_block(path, _read_manifest(directory, config_digest)["blocks"][block])
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
-            raise CheckpointError(f"{path}: SHA-256 must be {expected}, got {found}")
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
@@ -110,8 +128,51 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+class _DamagedError(CheckpointError):
+    """A file of a cut is not as it was written; an older cut may be."""
+
+
 def _directory(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:09d}"
+
+
+def _step_of(directory: Path) -> int:
+    return int(directory.name.removeprefix("step-"))
+
+
+def _cuts(run_dir: Path) -> list[Path]:
+    """The folders of complete cuts, newest first."""
+    return sorted((path.parent for path in (run_dir / "checkpoints").glob(f"step-*/{_MANIFEST}")), reverse=True)
+
+
+def _remove_leftovers(run_dir: Path) -> None:
+    for directory in (run_dir / "checkpoints").glob("*"):
+        if not (directory / _MANIFEST).exists():
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove(directory: Path) -> None:
+    # The manifest goes first: of a cut that is half removed, nothing counts.
+    (directory / _MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _check(directory: Path, config_digest: str) -> int:
+    """The step of the cut in `directory`, all of whose files are as they were written. Raises CheckpointError."""
+    values = _read_manifest(directory, config_digest)
+    for block, expected in enumerate(values["blocks"]):
+        _check_block(directory / f"block-{block}.safetensors", expected)
+    return int(values["step"])
+
+
+def _check_block(path: Path, expected: str) -> None:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _DamagedError(f"{path}: cannot be read: {error}") from error
+    if found != expected:
+        raise _DamagedError(f"{path}: SHA-256 must be {expected}, got {found}")
 
 
 def _read_manifest(directory: Path, config_digest: str) -> dict[str, Any]:
@@ -122,6 +183,8 @@ def _read_manifest(directory: Path, config_digest: str) -> dict[str, Any]:
             raise CheckpointError(f"{path}: format must be {_FORMAT}, got {values['format']!r}")
         if values["config"] != config_digest:
             raise CheckpointError(f"{path}: belongs to another config: {values['config']}, not {config_digest}")
+        if values["step"] != _step_of(directory) or not all(isinstance(digest, str) for digest in values["blocks"]):
+            raise ValueError("its step or its blocks are not those that were written")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable manifest: {error}") from error
+        raise _DamagedError(f"{path}: not a readable manifest: {error}") from error
     return values

@@ -100,6 +100,13 @@ class MessageName(StrEnum):
     SAMPLE = "sample"
 
 
+class Recovery(StrEnum):
+    """What becomes of a run that has lost a worker: all blocks go back to the newest checkpoint, and lose nothing of
+    the result."""
+
+    EXACT = "exact"
+
+
 class TwinName(StrEnum):
     """Backward network: a class table per boundary, or a chain from the last boundary to the first."""
 

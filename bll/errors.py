@@ -4,6 +4,7 @@ BllError
 ├── InvalidConfig     a field of a TrainingConfig breaks its rule
 ├── DataError         a data set is unknown, missing, damaged or does not fit
 ├── BlockFailed       a block's worker raised, died or fell silent; names the block
+│   └── WorkerLost    it died or fell silent: nothing that the block did, so that the run can be taken up again
 ├── Diverged          a block's loss is not finite; names the block and the step
 ├── CheckpointError   a checkpoint is missing or damaged
 └── ExportError       the exported graph does not answer as the network does
@@ -50,7 +51,11 @@ class BlockFailed(BllError):
         super().__init__(f"block {block}: {reason}")
 
     def __reduce__(self) -> tuple[type[BlockFailed], tuple[int, str]]:
-        return BlockFailed, (self.block, self.reason)
+        return type(self), (self.block, self.reason)
+
+
+class WorkerLost(BlockFailed):
+    """The worker of block `block` died or fell silent, without an error of the block's own."""
 
 
 class Diverged(BllError):

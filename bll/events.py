@@ -187,12 +187,41 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True)
+class CheckpointDamaged:
+    """The newest checkpoint cannot be used, and is gone: the run goes on from the one before."""
+
+    step: int
+    """Of the damaged one."""
+    fallback_step: int
+    """Of the one that the run goes on from. What was told of later steps is told again."""
+    cause: str
+    """The file, and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """A worker was lost, and all blocks go on from the newest checkpoint, or begin again.
+
+    What was told of steps after `step` is told again, and replaces what came before.
+    """
+
+    step: int
+    """Steps done at the checkpoint; 0 = the run begins again."""
+    block: int
+    """The first block of the worker that was lost."""
+    cause: str
+    """How it was lost."""
+    restart: int
+    """Restarts since the last new checkpoint, this one included."""
+
+
+@dataclass(frozen=True)
 class RunEnded:
     """The last event: every worker has ended."""
 
     step: int
     finished: bool
-    """False: stopped at a marker on request; a later run goes on from there."""
+    """False: stopped on request; a later run goes on from there."""
 
 
 class AlarmSignature(StrEnum):
@@ -239,6 +268,8 @@ Event = (
     | RegressionEvaluation
     | Alarm
     | CheckpointSaved
+    | CheckpointDamaged
+    | RolledBack
     | RunEnded
 )
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from bll.choices import ExecutorName, PrecisionName
+from bll.choices import ExecutorName, PrecisionName, Recovery
 from bll.rules import Rules, shown
 
 _DEVICE = re.compile(r"cpu|auto|cuda(:(0|[1-9]\d?))?")
@@ -34,6 +34,14 @@ class ExecutorConfig:
     devices that there are, each for as many blocks in a row, else the CPU."""
     precision: PrecisionName = PrecisionName.FLOAT32
     """What layers and readouts compute in, and messages travel in."""
+    checkpoints_kept: int = 2
+    """Newest checkpoints that stay on disk, 1 to 100: where one is damaged, a run goes on from the one before."""
+    recovery: Recovery = Recovery.EXACT
+    """What becomes of a run whose worker was killed, died or fell silent."""
+    max_restarts: int = 3
+    """Losses of a worker that a run survives between two checkpoints, 0 to 1,000; one more, and it fails."""
+    heartbeat_seconds: float = 30.0
+    """Silence after which a worker process counts as lost, 1 to 3,600; 0 = however long it is silent."""
 
     def __post_init__(self) -> None:
         rules = Rules()
@@ -44,6 +52,11 @@ class ExecutorConfig:
         rules.whole("num_workers", self.num_workers, 0, 257)
         _check_devices(rules, self.devices)
         rules.member("precision", self.precision, PrecisionName)
+        rules.whole("checkpoints_kept", self.checkpoints_kept, 1, 100)
+        rules.member("recovery", self.recovery, Recovery)
+        rules.whole("max_restarts", self.max_restarts, 0, 1000)
+        if self.heartbeat_seconds != 0:
+            rules.within("heartbeat_seconds", self.heartbeat_seconds, 1, 3600)
         rules.done()
 
     def decisive(self) -> ExecutorConfig:

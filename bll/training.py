@@ -1,35 +1,30 @@
-"""From a plan to a trained model: launch the blocks, pass on their events, commit their checkpoints."""
+"""From a plan to a trained model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from bll import checkpoint
 from bll.alarms import Watch
 from bll.architectures.modules import Layers
 from bll.choices import ExecutorName, TargetName
 from bll.config import TrainingConfig
 from bll.errors import InvalidConfig, Violation
-from bll.events import CheckpointSaved, Event, RunEnded
+from bll.events import Event
 from bll.execution import DiagnosticsConfig
-from bll.executors import make_executor
 from bll.model import TrainedModel
 from bll.partition import resolve
-from bll.placement import flops, num_workers, place
 from bll.plain import to_dict
 from bll.plan import Plan
 from bll.regression.model import RegressionModel
-from bll.wiring import BlockEnded, BlockSaved
-from bll.worker import Run
+from bll.supervision import Supervisor
 
 
 class Training:
@@ -39,41 +34,36 @@ class Training:
         self.plan = plan
         self.run_dir = run_dir
         self.root = root
-        self._executor = make_executor(plan.config.executor.name)
+        self._supervisor = Supervisor(plan, run_dir, root, _digest(plan))
 
     def events(self) -> Iterator[Event]:
         """Train, and tell. The last event is RunEnded; closing the iterator earlier ends the workers.
 
+        After a pause or a cancellation, another iteration goes on from the newest checkpoint. A lost worker is told
+        as RolledBack, and the run goes on, as often as `executor.max_restarts` allows.
+
         Raises BlockFailed, Diverged, CheckpointError or DataError.
         """
-        digest = _digest(self.plan)
-        start = checkpoint.newest(self.run_dir, digest) or 0
-        ended: list[int] = []
-        if start == self.plan.total_steps:
-            yield RunEnded(start, finished=True)
-            return
-        saved: dict[int, dict[int, str]] = defaultdict(dict)
-        placement = place(self.plan, num_workers(self.plan), flops(self.plan))
-        self._executor.launch(Run(self.plan, digest, self.run_dir, self.root, start, placement))
         watch = Watch(self.plan)
-        with closing(self._executor.events()) as events:
-            for event in events:
-                match event:
-                    case BlockSaved(block, step, file_digest):
-                        saved[step][block] = file_digest
-                        if len(saved[step]) == self.plan.num_blocks:
-                            checkpoint.commit(self.run_dir, step, saved.pop(step), digest)
-                            yield CheckpointSaved(step, epoch=(step - 1) // self.plan.steps_per_epoch)
-                    case BlockEnded(_, step):
-                        ended.append(step)
-                    case _:
-                        yield event
-                        yield from watch.observe(event)
-        yield RunEnded(ended[0], finished=ended[0] == self.plan.total_steps)
+        for event in self._supervisor.events():
+            yield event
+            yield from watch.observe(event)
 
-    def stop(self) -> None:
+    def pause(self) -> None:
         """Ask for an end at the next marker, with a checkpoint. From any thread or signal handler; repeatable."""
-        self._executor.stop()
+        self._supervisor.pause()
+
+    def cancel(self) -> None:
+        """End the workers now: in a moment, or in threads at the end of a step. Steps after the newest checkpoint are
+        lost. From any thread or signal handler; repeatable."""
+        self._supervisor.cancel()
+
+    def place(self, num_workers: int) -> None:
+        """Let that many workers share the blocks from the next marker on; `events` goes on, the result is the same.
+
+        From any thread. Raises InvalidConfig if there cannot be so many.
+        """
+        self._supervisor.place(num_workers)
 
     def model(self) -> TrainedModel:
         """The network of the newest checkpoint. Raises CheckpointError if there is none, or it is damaged."""

@@ -1,29 +1,34 @@
 """A process a worker, from a forkserver that has torch loaded; messages through shared-memory rings.
 
-Who watches whom: the parent sees a worker's death by its sentinel and ends the others; a worker sees its parent's
-death by the end of a pipe that only the parent holds, and ends itself. Nothing outlives the parent.
+Who watches whom: the parent sees a worker's death by the end of its pipe, and its silence by its heartbeat, and ends
+the others; a worker sees its parent's death by the end of a pipe that only the parent holds, and ends itself. Nothing
+outlives the parent. The parent reads the data set, and workers map it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 
 from bll import data
-from bll.errors import BllError, BlockFailed
+from bll.errors import BllError, BlockFailed, WorkerLost
+from bll.executors.heartbeat import Heartbeats, Listener
 from bll.executors.ring import RingChannel
+from bll.executors.shared_data import SharedDataset
 from bll.placement import worker_name
 from bll.turns import Worker
 from bll.wiring import BlockEnded, Links, WorkerEvent, wire
@@ -38,6 +43,10 @@ _ENVIRONMENT = {
 }
 
 
+_PRELOAD = [__name__, "torch._dynamo"]
+"""What workers find in memory. An optimizer imports torch._dynamo when it is made: over a second, in each of them."""
+
+
 class ProcessExecutor:
     """Runs each worker in a process of its own."""
 
@@ -45,6 +54,9 @@ class ProcessExecutor:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._stop = self._context.RawValue(ctypes.c_bool, False)
         self._workers: tuple[range, ...] = ()
+        self._cancelled = False
+        self._woken, self._wake = self._context.Pipe(duplex=False)
+        self._data: SharedDataset | None = None
         self._processes: list[ForkServerProcess] = []
         self._events: list[Connection] = []
         self._lifelines: list[Connection] = []
@@ -52,61 +64,97 @@ class ProcessExecutor:
 
     def launch(self, run: Run) -> None:
         self._workers = run.placement.workers
-        self._context.set_forkserver_preload([__name__])
+        self._context.set_forkserver_preload(_PRELOAD)
         with _environment(_ENVIRONMENT):
             forkserver.ensure_running()
+        if self._data is None:
+            self._data = SharedDataset(data.load(run.plan.config.data, run.plan.config.seed, run.data_root))
+        self._stop.value = self._cancelled = False
+        while self._woken.poll():
+            self._woken.recv_bytes()
+        self._processes, self._events, self._lifelines = [], [], []
+        try:
+            self._start(run)
+        except BaseException:
+            self._end()
+            raise
+
+    def _start(self, run: Run) -> None:
+        self._heartbeat_s = run.plan.config.executor.heartbeat_seconds
+        heartbeats = Heartbeats(self._context, len(self._workers), self._heartbeat_s)
+        self._listener = Listener(heartbeats)
         # Kept: a child opens what channels are made of when it starts.
         self._links = wire(run.plan, self._workers, self.make_channel, emit=_unwired, stop_requested=_unwired)
-        for blocks, link in zip(self._workers, self._links, strict=True):
+        for index, (blocks, link) in enumerate(zip(self._workers, self._links, strict=True)):
             events, sender = self._context.Pipe(duplex=False)
             lifeline, held = self._context.Pipe(duplex=False)
             channels = (link.inbox, link.outbox, link.backward_in, link.backward_out)
             process = self._context.Process(
                 target=_work,
-                args=(run, blocks, channels, sender, lifeline, self._stop),
+                args=(run, blocks, self._data, channels, sender, _Life(lifeline, heartbeats, index), self._stop),
                 name=worker_name(blocks),
                 daemon=True,
             )
+            self._events.append(events)
+            self._lifelines.append(held)
             process.start()
             sender.close()
             lifeline.close()
             self._processes.append(process)
-            self._events.append(events)
-            self._lifelines.append(held)
 
     def make_channel(self, slots: int, size_bytes: int) -> RingChannel:
         """A line between two workers. What a slower link would do to a run is measured with another kind of ring."""
         return RingChannel(self._context, slots, size_bytes)
 
     def events(self) -> Generator[WorkerEvent, None, None]:
-        running = {events: index for index, events in enumerate(self._events)}
+        running = dict(enumerate(self._events))
         try:
-            while running:
-                for ready in connection.wait(list(running)):
-                    assert isinstance(ready, Connection)
-                    index = running[ready]
+            while running and not self._cancelled:
+                now = time.monotonic()
+                ready = connection.wait([self._woken, *running.values()], self._listener.next_look_s(now))
+                for index in [index for index, events in running.items() if events in ready]:
                     try:
-                        event = ready.recv()
-                    except EOFError:
-                        raise self._died(index) from None
-                    if isinstance(event, BlockEnded):
-                        del running[ready]
+                        event = running[index].recv()
+                    except (EOFError, OSError):
+                        yield from self._lost(index, self._death(index))
                     if isinstance(event, Exception):
                         raise event
+                    if isinstance(event, BlockEnded):
+                        del running[index]
                     yield event
+                if (silent := self._listener.silent(running, time.monotonic())) is not None:
+                    yield from self._lost(silent, f"gave no sign of life for {self._heartbeat_s:g} seconds")
         finally:
             self._end()
 
     def stop(self) -> None:
         self._stop.value = True
 
-    def _died(self, index: int) -> BlockFailed:
+    def cancel(self) -> None:
+        if not self._cancelled:
+            self._cancelled = True
+            self._wake.send_bytes(b"cancel")
+
+    def _lost(self, index: int, how: str) -> Generator[WorkerEvent, None, None]:
+        """End the workers, pass on what they had told, and raise WorkerLost."""
         process, blocks = self._processes[index], self._workers[index]
+        for each in self._processes:
+            each.kill()
+        for events in self._events:
+            with contextlib.suppress(EOFError, OSError):
+                while True:
+                    event = events.recv()
+                    if isinstance(event, Exception):
+                        raise event
+                    yield event
+        whose = "its process" if len(blocks) == 1 else f"the process of {worker_name(blocks)}"
+        raise WorkerLost(blocks[0], f"{whose} (pid {process.pid}) {how}")
+
+    def _death(self, index: int) -> str:
+        process = self._processes[index]
         process.join()
         code = process.exitcode or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        whose = "its process" if len(blocks) == 1 else f"the process of {worker_name(blocks)}"
-        return BlockFailed(blocks[0], f"{whose} (pid {process.pid}) {how}")
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def _end(self) -> None:
         for process in self._processes:
@@ -117,35 +165,48 @@ class ProcessExecutor:
             end.close()
 
 
+class _Life(NamedTuple):
+    """What ties a worker and its parent together."""
+
+    line: Connection
+    """Ends with the parent."""
+    heartbeats: Heartbeats
+    worker: int
+
+
 def _work(
     run: Run,
     blocks: range,
+    dataset: SharedDataset,
     channels: tuple[RingChannel | None, RingChannel | None, RingChannel | None, RingChannel | None],
     events: Connection,
-    lifeline: Connection,
+    life: _Life,
     stop: ctypes.c_bool,
 ) -> None:
     """The life of a worker process."""
-    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=_live, args=(life,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(run.plan.config.executor.threads_per_block)
     links = Links(*channels, emit=events.send, stop_requested=lambda: bool(stop.value))
     worker: Worker | None = None
     try:
-        dataset = data.load(run.plan.config.data, run.plan.config.seed, run.data_root)
-        worker = Worker(run, blocks, dataset, links)
+        worker = Worker(run, blocks, dataset.dataset(), links)
         for _ in worker.turns():
             pass
     except BllError as error:
         events.send(error)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         sys.excepthook(*sys.exc_info())  # the trace goes to the log; the parent gets one line
         events.send(BlockFailed(worker.turn if worker else blocks[0], repr(error)))
 
 
-def _end_with_parent(lifeline: Connection) -> NoReturn:
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv()
+def _live(life: _Life) -> NoReturn:
+    """Beat until the parent is gone, and end with it."""
+    interval_s = life.heartbeats.interval_s / 2
+    with contextlib.suppress(OSError):
+        life.heartbeats.beat(life.worker)
+        while not life.line.poll(interval_s if math.isfinite(interval_s) else None):
+            life.heartbeats.beat(life.worker)
     os._exit(1)
 
 

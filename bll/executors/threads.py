@@ -67,11 +67,13 @@ class ThreadExecutor:
     def __init__(self) -> None:
         self._stop = threading.Event()
         self._aborted = threading.Event()
-        self._events: queue.SimpleQueue[WorkerEvent | tuple[int, Exception]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[WorkerEvent | tuple[int, Exception] | None] = queue.SimpleQueue()
+        """None: the run is cancelled."""
         self._workers: list[Worker] = []
         self._threads_per_block = 1
 
     def launch(self, run: Run) -> None:
+        self._stop, self._aborted, self._events = threading.Event(), threading.Event(), queue.SimpleQueue()
         dataset = data.load(run.plan.config.data, run.plan.config.seed, run.data_root)
         self._threads_per_block = run.plan.config.executor.threads_per_block
         workers = run.placement.workers
@@ -97,6 +99,8 @@ class ThreadExecutor:
                 running = len(threads)
                 while running:
                     event = self._events.get()
+                    if event is None:
+                        return
                     if isinstance(event, tuple):
                         block, error = event
                         raise error if isinstance(error, BllError) else BlockFailed(block, repr(error)) from error
@@ -110,6 +114,9 @@ class ThreadExecutor:
 
     def stop(self) -> None:
         self._stop.set()
+
+    def cancel(self) -> None:
+        self._events.put(None)
 
     def _work(self, worker: Worker) -> None:
         torch.set_num_threads(self._threads_per_block)

@@ -214,6 +214,34 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True)
+class CheckpointDamaged:
+    """The newest checkpoint cannot be used: the run goes on from the one before."""
+
+    step: int
+    """Of the damaged one."""
+    fallback_step: int
+    """Of the one that the run goes on from. Events of later steps are told again."""
+    cause: str
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """A worker was lost: all blocks go on from the newest checkpoint.
+
+    Events of steps after `step` are told again, and replace what came before.
+    """
+
+    step: int
+    """0: the run begins again."""
+    block: int
+    """The first block of the worker that was lost."""
+    cause: str
+    """How it was lost."""
+    restart: int
+    """Restarts since the last new checkpoint, this one included."""
+
+
+@dataclass(frozen=True)
 class StateChange:
     """A job's transition into a state."""
 
@@ -229,7 +257,18 @@ class JobEvent:
     number: int
     """Rises by one from 1, without gaps."""
     time: datetime
-    event: StateChange | BlockProgress | BlockDiagnostics | BlockWaiting | Evaluation | Alarm | CheckpointSaved | None
+    event: (
+        StateChange
+        | BlockProgress
+        | BlockDiagnostics
+        | BlockWaiting
+        | Evaluation
+        | Alarm
+        | CheckpointSaved
+        | CheckpointDamaged
+        | RolledBack
+        | None
+    )
     """None: a kind of event that this client does not know."""
 
 

@@ -17,7 +17,16 @@ from google.rpc import code_pb2, error_details_pb2
 
 from bll.config import TrainingConfig
 from bll.errors import InvalidConfig, Violation
-from bll.events import Alarm, BlockDiagnostics, BlockProgress, BlockWaiting, CheckpointSaved, Evaluation
+from bll.events import (
+    Alarm,
+    BlockDiagnostics,
+    BlockProgress,
+    BlockWaiting,
+    CheckpointDamaged,
+    CheckpointSaved,
+    Evaluation,
+    RolledBack,
+)
 from bll.plain import from_dict
 from bll.plan import Plan
 from bll_proto.v1 import errors_pb2, training_pb2
@@ -125,6 +134,10 @@ def event_message(event: JobEvent) -> training_pb2.JobEvent:
             _filled(message.alarm, inner)
         case CheckpointSaved() as inner:
             _filled(message.checkpoint_saved, inner)
+        case CheckpointDamaged() as inner:
+            _filled(message.checkpoint_damaged, inner)
+        case RolledBack() as inner:
+            _filled(message.rolled_back, inner)
     return message
 
 

@@ -22,6 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from bll.choices import Recovery
 from bll.events import Alarm, BlockProgress, Evaluation
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each that nobody asks for
@@ -78,6 +79,12 @@ class Metrics:
             self._steps,
             self._accuracy,
         )
+        self._restarts = Counter(
+            "bll_block_restarts",
+            "Lost workers that were replaced, by recovery.",
+            ["recovery"],
+            registry=self.registry,
+        )
 
         self.inference_request_seconds = self._of_model(
             "bll_inference_request_seconds", "Time that a request which was answered spent in its handler.", _SECONDS
@@ -130,6 +137,10 @@ class Metrics:
     def alarm_raised(self, alarm: Alarm) -> None:
         """Count an alarm."""
         self._alarms.labels(alarm.signature).inc()
+
+    def run_rolled_back(self) -> None:
+        """Count a lost worker that sent its run back to a checkpoint."""
+        self._restarts.labels(Recovery.EXACT).inc()
 
     def evaluated(self, job_id: str, evaluation: Evaluation) -> None:
         """Show how good a job's network is, on validation rows."""

@@ -166,7 +166,7 @@ def train(plan: Plan, run_dir: Path, *, stop_after: int | None = None) -> list[E
     for event in training.events():
         events.append(event)
         if stop_after is not None and isinstance(event, BlockProgress) and event.step >= stop_after:
-            training.stop()
+            training.pause()
     return events
 
 
@@ -294,7 +294,8 @@ def test_a_run_goes_on_with_another_number_of_workers(name: ExecutorName, refere
 
 
 def test_a_killed_process_of_several_blocks_is_named_after_its_first(tmp_path: Path) -> None:
-    plan = plan_of({**SPECS["chain_dropout_augmentation_cnn"], "epochs": 10_000}, ExecutorName.PROCESSES, num_workers=2)
+    spec = {**SPECS["chain_dropout_augmentation_cnn"], "epochs": 10_000}
+    plan = plan_of(spec, ExecutorName.PROCESSES, num_workers=2, max_restarts=0)
     events = Training(plan, tmp_path).events()
     next(events)
     names = sorted(process.name for process in multiprocessing.active_children())
@@ -404,7 +405,7 @@ def test_closing_the_events_ends_the_run(name: ExecutorName, tmp_path: Path) -> 
 
 
 def test_a_killed_process_fails_the_run_and_is_named(tmp_path: Path) -> None:
-    plan = plan_of({**SPECS["direct_mlp"], "epochs": 10_000}, ExecutorName.PROCESSES)
+    plan = plan_of({**SPECS["direct_mlp"], "epochs": 10_000}, ExecutorName.PROCESSES, max_restarts=0)
     events = Training(plan, tmp_path).events()
     next(events)
     (victim,) = [p for p in multiprocessing.active_children() if p.name == "block-1"]

@@ -48,7 +48,7 @@ def train(run_config: TrainingConfig, run_dir: Path, stop_after: int | None = No
     for event in training.events():
         events.append(event)
         if stop_after is not None and isinstance(event, BlockProgress) and event.step >= stop_after:
-            training.stop()
+            training.pause()
     return events
 
 

@@ -94,7 +94,7 @@ def test_calibration_is_the_same_after_a_resumed_run(model: TrainedModel, tmp_pa
     training = Training(plan, tmp_path)
     for event in training.events():
         if isinstance(event, BlockProgress) and event.step >= 30:
-            training.stop()
+            training.pause()
     again = Training(plan, tmp_path)
     list(again.events())
     resumed = again.model()

@@ -31,9 +31,11 @@ from bll.events import (
     BlockDiagnostics,
     BlockProgress,
     BlockWaiting,
+    CheckpointDamaged,
     CheckpointSaved,
     Evaluation,
     Figure,
+    RolledBack,
     Scores,
 )
 from bll.execution import ExecutorConfig
@@ -114,6 +116,8 @@ def sub_messages() -> list[Any]:
         (BlockDiagnostics, training_pb2.BlockDiagnostics, set()),
         (Alarm, training_pb2.Alarm, set()),
         (CheckpointSaved, training_pb2.CheckpointSaved, set()),
+        (CheckpointDamaged, training_pb2.CheckpointDamaged, set()),
+        (RolledBack, training_pb2.RolledBack, set()),
         (Plan, training_pb2.JobPlan, {"config"}),
     ],
 )
@@ -181,6 +185,10 @@ BROKEN = {
     "job.spec.executor.threads_per_block": {"executor": {"threads_per_block": 0}},
     "job.spec.executor.devices[1]": {"executor": {"devices": ["cpu", "gpu"]}},
     "job.spec.executor.precision": {"executor": {"precision": 77}},
+    "job.spec.executor.checkpoints_kept": {"executor": {"checkpoints_kept": 0}},
+    "job.spec.executor.recovery": {"executor": {"recovery": 77}},
+    "job.spec.executor.max_restarts": {"executor": {"max_restarts": -1}},
+    "job.spec.executor.heartbeat_seconds": {"executor": {"heartbeat_seconds": 0.5}},
     "job.spec.rule": {"rule": 77},
     "job.spec.epochs": {"epochs": 0},
     "job.spec.batch_size": {"batch_size": 1},
@@ -270,6 +278,21 @@ def test_a_long_wait_reaches_the_client(tmp_path: Path) -> None:
     (kept,) = store.events("one", 1)
     seen = read(bll_client.BlockWaiting, convert.event_message(kept).block_waiting)
     assert seen == bll_client.BlockWaiting(2, 1, True, timedelta(seconds=31.5), False)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [CheckpointDamaged(20, 10, "block-1.safetensors: truncated"), RolledBack(10, 2, "was killed by SIGKILL", 1)],
+)
+def test_what_happened_to_a_run_reaches_its_watchers(event: CheckpointDamaged | RolledBack, tmp_path: Path) -> None:
+    store = Store(tmp_path / "bll.db")
+    store.create("one", "m", b"", PLAN)
+    store.append("one", event)
+    (kept,) = store.events("one", 1)
+    assert kept.event == event
+    message = convert.event_message(kept)
+    kind = {CheckpointDamaged: bll_client.CheckpointDamaged, RolledBack: bll_client.RolledBack}[type(event)]
+    assert read(kind, getattr(message, message.WhichOneof("event") or "")) == kind(**vars(event))
 
 
 def test_every_enum_of_the_config_is_compared() -> None:

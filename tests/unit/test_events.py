@@ -12,12 +12,14 @@ from bll.events import (
     BlockDiagnostics,
     BlockProgress,
     BlockWaiting,
+    CheckpointDamaged,
     CheckpointSaved,
     Evaluation,
     Event,
     Figure,
     RegressionEvaluation,
     RegressionScores,
+    RolledBack,
     RunEnded,
     Scores,
     from_json,
@@ -56,6 +58,8 @@ events = st.one_of(
         numbers,
     ),
     st.builds(CheckpointSaved, counts, counts),
+    st.builds(CheckpointDamaged, counts, counts, st.text()),
+    st.builds(RolledBack, counts, counts, st.text(), counts),
     st.builds(RunEnded, counts, st.booleans()),
 )
 

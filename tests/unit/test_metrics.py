@@ -33,3 +33,10 @@ def test_waits_of_a_block_add_up_until_its_job_ends_and_its_fill_is_the_last() -
     names = "receive_wait_seconds_total", "send_wait_seconds_total", "inbox_fill_ratio"
     assert [value(name, "one") for name in names] == [1.25, 2.5, 0.5]
     assert [value(name, "two") for name in names] == [None] * 3
+
+
+def test_lost_workers_are_counted() -> None:
+    metrics = Metrics()
+    metrics.run_rolled_back()
+    metrics.run_rolled_back()
+    assert metrics.registry.get_sample_value("bll_block_restarts_total", {"recovery": "exact"}) == 2

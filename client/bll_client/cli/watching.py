@@ -18,12 +18,14 @@ from bll_client import (
     BlockDiagnostics,
     BlockProgress,
     BlockWaiting,
+    CheckpointDamaged,
     CheckpointSaved,
     Client,
     Evaluation,
     Job,
     JobEvent,
     JobState,
+    RolledBack,
     StateChange,
 )
 from bll_client.cli.exits import ExitCode
@@ -82,7 +84,7 @@ class JsonView(LineView):
         print_json({"kind": "Job", **plain(job)}, indent=None)
 
 
-_SHOWN_ALARMS = 4
+_SHOWN_WARNINGS = 4
 """The newest, under the bars."""
 
 
@@ -93,8 +95,8 @@ class LiveView(LineView):
         self._name = job.name
         self._state = job.state
         self._validation = job.validation
-        self._alarms: list[Alarm] = []
         self._waiting: dict[tuple[int, int], BlockWaiting] = {}
+        self._warnings: list[str] = []
         self._batch_size = int(job.resolved_spec.get("batch_size", 0))
         steps_per_epoch = job.plan.steps_per_epoch if job.plan else 0
         # Zero where the server has no plan to tell: no bar can be drawn to scale then.
@@ -120,15 +122,18 @@ class LiveView(LineView):
                 self._blocks[block] = event.event
             case Evaluation(split="validation"):
                 self._validation = event.event
-            case Alarm():
-                self._alarms.append(event.event)
+            case Alarm() | CheckpointDamaged():
+                self._warnings.append(line(event))
+            case RolledBack():
+                self._warnings.append(line(event))
+                self._waiting.clear()
             case BlockWaiting(block=block, neighbour=neighbour, ended=True):
                 self._waiting.pop((block, neighbour), None)
             case BlockWaiting(block=block, neighbour=neighbour):
                 self._waiting[block, neighbour] = event.event
 
     def _draw(self) -> RenderableType:
-        warnings = [_warning(alarm) for alarm in self._alarms[-_SHOWN_ALARMS:]]
+        warnings = self._warnings[-_SHOWN_WARNINGS:]
         warnings += [_wait(waiting) for waiting in self._waiting.values()]
         return Group(self._head(), self._table(), *(Text(warning, style="yellow") for warning in warnings))
 
@@ -214,5 +219,9 @@ def line(event: JobEvent) -> str:
             return _warning(alarm)
         case CheckpointSaved(step):
             return f"checkpoint after step {step}"
+        case CheckpointDamaged(step, fallback_step, cause):
+            return f"checkpoint after step {step} is damaged, going on from step {fallback_step}: {cause}"
+        case RolledBack(step, block, cause):
+            return f"rolled back to step {step}: block {block}, {cause}"
         case None:
             return f"event {event.number} is of a kind that this client does not know"

@@ -450,6 +450,24 @@ PRECISION_NAME_FLOAT32: PrecisionName.ValueType  # 1
 PRECISION_NAME_BFLOAT16: PrecisionName.ValueType  # 2
 Global___PrecisionName: _TypeAlias = PrecisionName  # noqa: Y015
 
+class _Recovery:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RecoveryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Recovery.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RECOVERY_UNSPECIFIED: _Recovery.ValueType  # 0
+    RECOVERY_EXACT: _Recovery.ValueType  # 1
+    """EXACT sends all blocks back to the newest checkpoint: the result is that of a run without the loss."""
+
+class Recovery(_Recovery, metaclass=_RecoveryEnumTypeWrapper):
+    """Recovery is what becomes of a run whose worker was killed, died or fell silent. Absence means EXACT."""
+
+RECOVERY_UNSPECIFIED: Recovery.ValueType  # 0
+RECOVERY_EXACT: Recovery.ValueType  # 1
+"""EXACT sends all blocks back to the newest checkpoint: the result is that of a run without the loss."""
+Global___Recovery: _TypeAlias = Recovery  # noqa: Y015
+
 class _AlarmSignature:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1274,6 +1292,10 @@ class ExecutorSpec(_message.Message):
     NUM_WORKERS_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_KEPT_FIELD_NUMBER: _builtins.int
+    RECOVERY_FIELD_NUMBER: _builtins.int
+    MAX_RESTARTS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
     name: Global___ExecutorName.ValueType
     threads_per_block: _builtins.int
     messages_in_flight: _builtins.int
@@ -1284,6 +1306,13 @@ class ExecutorSpec(_message.Message):
     a block, which is also the most.
     """
     precision: Global___PrecisionName.ValueType
+    checkpoints_kept: _builtins.int
+    """checkpoints_kept is the number of newest checkpoints that stay on disk while the job runs."""
+    recovery: Global___Recovery.ValueType
+    max_restarts: _builtins.int
+    """max_restarts is the number of losses of a worker that a run survives between two checkpoints."""
+    heartbeat_seconds: _builtins.float
+    """heartbeat_seconds is the silence after which a worker process counts as lost; 0 means however long it is silent."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """devices are where blocks compute, one for all of them or one each: `cpu`, `cuda`, `cuda:1` or `auto`. Absence means
@@ -1300,13 +1329,23 @@ class ExecutorSpec(_message.Message):
         num_workers: _builtins.int | None = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
         precision: Global___PrecisionName.ValueType = ...,
+        checkpoints_kept: _builtins.int | None = ...,
+        recovery: Global___Recovery.ValueType = ...,
+        max_restarts: _builtins.int | None = ...,
+        heartbeat_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "messages_in_flight", b"messages_in_flight", "num_workers", b"num_workers", "threads_per_block", b"threads_per_block"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_checkpoints_kept", b"_checkpoints_kept", "_heartbeat_seconds", b"_heartbeat_seconds", "_max_restarts", b"_max_restarts", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "checkpoints_kept", b"checkpoints_kept", "heartbeat_seconds", b"heartbeat_seconds", "max_restarts", b"max_restarts", "messages_in_flight", b"messages_in_flight", "num_workers", b"num_workers", "threads_per_block", b"threads_per_block"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "devices", b"devices", "messages_in_flight", b"messages_in_flight", "name", b"name", "num_workers", b"num_workers", "precision", b"precision", "threads_per_block", b"threads_per_block"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_checkpoints_kept", b"_checkpoints_kept", "_heartbeat_seconds", b"_heartbeat_seconds", "_max_restarts", b"_max_restarts", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "checkpoints_kept", b"checkpoints_kept", "devices", b"devices", "heartbeat_seconds", b"heartbeat_seconds", "max_restarts", b"max_restarts", "messages_in_flight", b"messages_in_flight", "name", b"name", "num_workers", b"num_workers", "precision", b"precision", "recovery", b"recovery", "threads_per_block", b"threads_per_block"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_steps: _TypeAlias = _typing.Literal["checkpoint_steps"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_steps: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps"]  # noqa: Y015
+    _WhichOneofReturnType__checkpoints_kept: _TypeAlias = _typing.Literal["checkpoints_kept"]  # noqa: Y015
+    _WhichOneofArgType__checkpoints_kept: _TypeAlias = _typing.Literal["_checkpoints_kept", b"_checkpoints_kept"]  # noqa: Y015
+    _WhichOneofReturnType__heartbeat_seconds: _TypeAlias = _typing.Literal["heartbeat_seconds"]  # noqa: Y015
+    _WhichOneofArgType__heartbeat_seconds: _TypeAlias = _typing.Literal["_heartbeat_seconds", b"_heartbeat_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
+    _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
     _WhichOneofReturnType__messages_in_flight: _TypeAlias = _typing.Literal["messages_in_flight"]  # noqa: Y015
     _WhichOneofArgType__messages_in_flight: _TypeAlias = _typing.Literal["_messages_in_flight", b"_messages_in_flight"]  # noqa: Y015
     _WhichOneofReturnType__num_workers: _TypeAlias = _typing.Literal["num_workers"]  # noqa: Y015
@@ -1315,6 +1354,12 @@ class ExecutorSpec(_message.Message):
     _WhichOneofArgType__threads_per_block: _TypeAlias = _typing.Literal["_threads_per_block", b"_threads_per_block"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_steps) -> _WhichOneofReturnType__checkpoint_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoints_kept) -> _WhichOneofReturnType__checkpoints_kept | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heartbeat_seconds) -> _WhichOneofReturnType__heartbeat_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_restarts) -> _WhichOneofReturnType__max_restarts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__messages_in_flight) -> _WhichOneofReturnType__messages_in_flight | None: ...
     @_typing.overload
@@ -1728,6 +1773,72 @@ class CheckpointSaved(_message.Message):
 Global___CheckpointSaved: _TypeAlias = CheckpointSaved  # noqa: Y015
 
 @_typing.final
+class CheckpointDamaged(_message.Message):
+    """CheckpointDamaged says that the newest checkpoint cannot be used, and that the run goes on from the one before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    FALLBACK_STEP_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """step is that of the damaged checkpoint."""
+    fallback_step: _builtins.int
+    """fallback_step is where the run goes on from. Events of later steps are told again."""
+    cause: _builtins.str
+    """cause is the file, and what is wrong with it."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        fallback_step: _builtins.int = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "fallback_step", b"fallback_step", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointDamaged: _TypeAlias = CheckpointDamaged  # noqa: Y015
+
+@_typing.final
+class RolledBack(_message.Message):
+    """RolledBack says that a worker was lost, and that all blocks go on from the newest checkpoint. Events of steps after
+    `step` are told again, and replace what came before.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """step counts the steps done at the checkpoint; 0 means that the run begins again."""
+    block: _builtins.int
+    """block is the first one of the worker that was lost."""
+    cause: _builtins.str
+    """cause is how it was lost."""
+    restart: _builtins.int
+    """restart counts the restarts since the last new checkpoint, this one included."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        block: _builtins.int = ...,
+        cause: _builtins.str = ...,
+        restart: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "cause", b"cause", "restart", b"restart", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolledBack: _TypeAlias = RolledBack  # noqa: Y015
+
+@_typing.final
 class StateChange(_message.Message):
     """StateChange is a job's transition into a state."""
 
@@ -1767,6 +1878,8 @@ class JobEvent(_message.Message):
     BLOCK_DIAGNOSTICS_FIELD_NUMBER: _builtins.int
     ALARM_FIELD_NUMBER: _builtins.int
     BLOCK_WAITING_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_DAMAGED_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number rises by one from 1, without gaps."""
     @_builtins.property
@@ -1785,6 +1898,10 @@ class JobEvent(_message.Message):
     def alarm(self) -> Global___Alarm: ...
     @_builtins.property
     def block_waiting(self) -> Global___BlockWaiting: ...
+    @_builtins.property
+    def checkpoint_damaged(self) -> Global___CheckpointDamaged: ...
+    @_builtins.property
+    def rolled_back(self) -> Global___RolledBack: ...
     def __init__(
         self,
         *,
@@ -1797,12 +1914,14 @@ class JobEvent(_message.Message):
         block_diagnostics: Global___BlockDiagnostics | None = ...,
         alarm: Global___Alarm | None = ...,
         block_waiting: Global___BlockWaiting | None = ...,
+        checkpoint_damaged: Global___CheckpointDamaged | None = ...,
+        rolled_back: Global___RolledBack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "checkpoint_damaged", b"checkpoint_damaged", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "rolled_back", b"rolled_back", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "number", b"number", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "checkpoint_damaged", b"checkpoint_damaged", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "number", b"number", "rolled_back", b"rolled_back", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "block_progress", "evaluation", "checkpoint_saved", "block_diagnostics", "alarm", "block_waiting"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "block_progress", "evaluation", "checkpoint_saved", "block_diagnostics", "alarm", "block_waiting", "checkpoint_damaged", "rolled_back"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

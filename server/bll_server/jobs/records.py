@@ -12,9 +12,11 @@ from bll.events import (
     BlockDiagnostics,
     BlockProgress,
     BlockWaiting,
+    CheckpointDamaged,
     CheckpointSaved,
     Evaluation,
     RegressionEvaluation,
+    RolledBack,
     RunEnded,
     from_json,
     to_json,
@@ -32,7 +34,16 @@ class StateChange:
     reason: str = ""
 
 
-RunEvent = BlockProgress | BlockDiagnostics | BlockWaiting | Evaluation | Alarm | CheckpointSaved
+RunEvent = (
+    BlockProgress
+    | BlockDiagnostics
+    | BlockWaiting
+    | Evaluation
+    | Alarm
+    | CheckpointSaved
+    | CheckpointDamaged
+    | RolledBack
+)
 """What a run tells that is kept with the job."""
 
 

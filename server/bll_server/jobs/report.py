@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bll.events import BlockProgress, RegressionEvaluation, RunEnded, from_json
+from bll.events import BlockProgress, RegressionEvaluation, RolledBack, RunEnded, from_json
 from bll.plan import Plan
 from bll_server.jobs.records import Failure, Progress, RunEvent
 
@@ -35,6 +35,8 @@ class Report:
                 event = from_json(line)
                 if isinstance(event, BlockProgress):
                     self._blocks[event.block] = event
+                elif isinstance(event, RolledBack):
+                    self._blocks.clear()  # what the blocks had done is to be done again
                 return None if isinstance(event, RunEnded | RegressionEvaluation) else event
         return None
 

@@ -60,7 +60,7 @@ def run(job_dir: Path, datasets: Path, tell: Callable[[str], None], control: _Co
 
     plan = plan_from_json((job_dir / "plan.json").read_text())
     training = Training(plan, job_dir / "run", datasets)
-    control.on_stop(training.stop)
+    control.on_stop(training.pause)
     tell(json.dumps({"event": "Started"}))
     finished = False
     for event in training.events():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bll.errors import ExportError
-from bll.events import Alarm, BlockProgress, BlockWaiting, Evaluation
+from bll.events import Alarm, BlockProgress, BlockWaiting, CheckpointDamaged, Evaluation, RolledBack
 from bll.plan import Plan
 from bll_server.errors import IllegalState, Overloaded, ShuttingDown, StorageFull
 from bll_server.jobs.records import Failure, Job, JobEvent, StateChange, plan_to_json
@@ -238,6 +238,11 @@ class Scheduler:
         elif isinstance(event, BlockWaiting):
             verb = "waited" if event.ended else "has waited"
             log.warning("block %d %s %.0f s for block %d", event.block, verb, event.wait_s, event.neighbour)
+        elif isinstance(event, RolledBack):
+            self._metrics.run_rolled_back()
+            log.warning("block %d: %s; going on from step %d", event.block, event.cause, event.step)
+        elif isinstance(event, CheckpointDamaged):
+            log.warning("a damaged checkpoint, going on from step %d: %s", event.fallback_step, event.cause)
         if progress:
             self._metrics.job_progressed(job_id, progress.step, progress.samples_per_s)
 

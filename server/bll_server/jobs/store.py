@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from bll.errors import Violation
-from bll.events import CheckpointSaved, Evaluation, evaluation_from_dict
+from bll.events import CheckpointDamaged, CheckpointSaved, Evaluation, evaluation_from_dict
 from bll.plan import Plan
 from bll_server.errors import IllegalState, InvalidRequest, JobExists, NotFound, RequestIdReused, StorageFull
 from bll_server.jobs.records import (
@@ -170,6 +170,8 @@ class Store:
             values["progress"] = asdict(progress)
         if isinstance(event, CheckpointSaved):
             values["checkpoint_step"] = event.step
+        elif isinstance(event, CheckpointDamaged):
+            values["checkpoint_step"] = event.fallback_step
         elif isinstance(event, Evaluation):
             values[event.split] = asdict(event)
         with self._write() as connection:
