@@ -7,7 +7,7 @@ BENCH_ARGS ?=
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: demo test check protos bench-demo-network bench-method bench-report venv
+.PHONY: demo test test-gpu check protos bench-demo-network bench-method bench-report venv
 .DEFAULT_GOAL := test
 
 demo: venv
@@ -17,6 +17,10 @@ demo: venv
 test: venv
 	-@.ci/debian-packages dataset-fashion-mnist prometheus
 	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+# On a machine with a CUDA device, and a torch that was built for it.
+test-gpu: venv
+	$(bin)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 check: venv
 	$(bin)/ruff check

@@ -44,6 +44,8 @@ class Lane:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._sources: dict[torch.device, Any] = {}
+        """A stream on each device that something was copied from."""
 
     def current(self) -> AbstractContextManager[object]:
         """A context in which work is queued here."""
@@ -76,10 +78,16 @@ class Lane:
     def _received(self, tensor: Tensor, ready: Any) -> Tensor:
         if ready is None:
             return self.arrive(tensor)
-        streams = torch.get_device_module(tensor.device)  # a neighbour in this process computes there
-        side = streams.Stream(tensor.device)
-        side.wait_event(ready)
-        return _to_host(tensor, side, streams)()
+        source = self._source(tensor.device, ready)
+        return _to_host(tensor, source, torch.get_device_module(tensor.device))()
+
+    def _source(self, device: torch.device, ready: Any) -> Any:
+        """A stream on the device of a neighbour in this process, for work queued from now on, which `ready` lets go
+        on."""
+        if device not in self._sources:
+            self._sources[device] = torch.get_device_module(device).Stream(device)
+        self._sources[device].wait_event(ready)
+        return self._sources[device]
 
 
 class StreamLane(Lane):
@@ -111,7 +119,8 @@ class StreamLane(Lane):
             copied.synchronize()
         staged = buffer.like(tensor).copy_(tensor)
         with self._streams.stream(self._inward):
-            arrived = torch.empty_like(staged, device=self.device).copy_(staged, non_blocking=True)
+            arrived = torch.empty(staged.shape, dtype=staged.dtype, device=self.device)
+            arrived.copy_(staged, non_blocking=True)
         copied = self._mark(self._inward)
         self._arrivals.append(_Arrival(buffer, copied))
         return self._after(copied, arrived)
@@ -141,8 +150,7 @@ class StreamLane(Lane):
         if tensor.device == self.device:
             return self._after(ready, tensor)
         # Torch queues a copy between devices on the current stream of each, and lets each wait for the other.
-        source = self._streams.Stream(tensor.device)
-        source.wait_event(ready)
+        source = self._source(tensor.device, ready)
         with self._streams.stream(source), self._streams.stream(self._inward):
             arrived = tensor.to(self.device, non_blocking=True)
         _used_on(tensor, source)

@@ -146,6 +146,12 @@ SPECS: dict[str, dict[str, Any]] = {
         "backward": {"twin": "chain", "delay_steps": 2},
         "batch_size": 50,
     },
+    "bfloat16_chain_cnn": {
+        "network": {"widths": [4, 8], "dropout": 0.2},
+        "blocks": {"num_blocks": 3},
+        "backward": {"twin": "chain", "delay_steps": 3},
+        "executor": {"precision": "bfloat16"},
+    },
     "two_threads_a_block": {
         "network": {"widths": [4, 8]},
         "blocks": {"num_blocks": 2},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,19 @@ def test_cuda_is_not_asked_for_where_all_compute_on_the_cpu(monkeypatch: pytest.
     assert resolve(config()).config.executor.devices == ("cpu",)
     with pytest.raises(AssertionError, match="CUDA was asked"):
         resolve(config(executor={"devices": ["auto"]}))
+
+
+def test_what_the_forkserver_loads_asks_nothing_of_cuda() -> None:
+    """A process that has started CUDA cannot be forked."""
+    code = """
+import torch
+def asked(*_): raise SystemExit("CUDA was asked")
+for name in ("_lazy_init", "init", "is_available", "device_count", "current_device"):
+    setattr(torch.cuda, name, asked)
+import bll.executors.processes
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_auto_is_the_cpu_where_there_is_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def test_streams_that_wait_for_each_other_change_no_bit(
     expected = weights(plan, tmp_path / "plain")
     monkeypatch.setattr("bll.worker.make_lane", stream_lane)
     if crosses:
-        monkeypatch.setattr("bll.executors.sequential.DequeChannel", CopyingChannel)
+        monkeypatch.setattr("bll.turns.DequeChannel", CopyingChannel)
     assert weights(plan, tmp_path / "streams") == expected
 
 
@@ -237,13 +237,13 @@ def test_a_step_reads_nothing_back_and_mixes_no_devices(key: str, monkeypatch: p
     dataset = data.load(plan.config.data, plan.config.seed, None)
     links = wire(plan, plan.units, lambda _slots, _size: DequeChannel(), lambda _event: None, lambda: False)
     run = Run(plan, "", Path(), None, 0, placement=Placement(plan.units))
-    workers = [make_unit(run, blocks, dataset, link) for blocks, link in zip(plan.units, links, strict=True)]
+    units = [make_unit(run, blocks, dataset, link) for blocks, link in zip(plan.units, links, strict=True)]
     monkeypatch.setattr("bll.progress.ProgressMeter.is_due", lambda _self, _step: False)
     monkeypatch.setattr("bll.diagnostics.Examiner.is_due", lambda _self, _step: False)
-    for worker in reversed(workers):
-        worker.start()
+    for unit in reversed(units):
+        unit.start()
     with OneDevice() as mode:
         for step in range(2):
-            for worker in workers:
-                worker.train_step(step)
+            for unit in units:
+                unit.train_step(step)
     assert 0 < mode.copies <= 2 * 2 * plan.num_blocks
