@@ -34,7 +34,7 @@ from bll.turns import Worker
 from bll.wiring import BlockEnded, Links, WorkerEvent, wire
 from bll.worker import Run
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # Waiting threads sleep: blocks share the cores.
     "OMP_WAIT_POLICY": "PASSIVE",
     # Keep freed activations in the heap; giving them back costs about 2,000 page faults a step.
@@ -43,7 +43,7 @@ _ENVIRONMENT = {
 }
 
 
-_PRELOAD = [__name__, "torch._dynamo"]
+PRELOAD = [__name__, "torch._dynamo"]
 """What workers find in memory. An optimizer imports torch._dynamo when it is made: over a second, in each of them."""
 
 
@@ -64,8 +64,8 @@ class ProcessExecutor:
 
     def launch(self, run: Run) -> None:
         self._workers = run.placement.workers
-        self._context.set_forkserver_preload(_PRELOAD)
-        with _environment(_ENVIRONMENT):
+        self._context.set_forkserver_preload(PRELOAD)
+        with _environment(ENVIRONMENT):
             forkserver.ensure_running()
         if self._data is None:
             self._data = SharedDataset(data.load(run.plan.config.data, run.plan.config.seed, run.data_root))
