@@ -15,6 +15,8 @@ from bll.losses import Objective
 from bll.regression.objective import RegressionObjective
 from bll.twins import ClassTable
 
+_ROWS_AT_ONCE = 256
+
 
 class MarginalPosterior(NamedTuple):
     """Posterior of z_k with the target marginalised: sum_y p_k(y|x) rho_k(z | x, y)."""
@@ -134,7 +136,9 @@ def posterior_variance(
     are the inputs, under the posterior `rho_BPD` itself."""
     if isinstance(objective, RegressionObjective):
         return objective.family.variance(rho_BPD)
-    return marginal_posterior(objective, alpha_BPD, table).variance_BD
+    # Sites of sequences and images are many: the posteriors of all classes at once would outgrow the block's own step.
+    parts = torch.split(alpha_BPD, _ROWS_AT_ONCE)
+    return torch.cat([marginal_posterior(objective, part_BPD, table).variance_BD for part_BPD in parts])
 
 
 def predict(objective: Objective, alphas: list[Tensor], tables: list[ClassTable]) -> Prediction:

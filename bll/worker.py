@@ -204,10 +204,6 @@ class BlockUnit:
         self.draws.manual_seed(derive(config.seed, "loss", self.index, step))
         local = self.objective.loss(alpha_BPD, table, targets, mixing, self.draws)
         self.progress.add(local, targets_B)
-        if self.progress.is_due(step + 1):
-            report = self.progress.report(step + 1, self.objective, alpha_BPD, table, targets_B, mixing)
-            self.mixing.observe(report.agreement)
-            self.links.emit(report)
         loss = block.objective(local, received, output, targets_B, self.draws)
         return Step(step + 1, output, alpha_BPD, table, targets_B, local, mixing, loss)
 
@@ -215,6 +211,8 @@ class BlockUnit:
     def update(self, taken: Step) -> None:
         """Step the optimizers on the gradients that there are, and send the new version left."""
         step = taken.number - 1
+        if self.progress.is_due(taken.number):
+            self._report(taken)
         if self.examiner.is_due(taken.number):
             with self.examiner.around_step(taken, self._standing(step), self.links.emit):
                 self.optimizer.step(step)
@@ -230,6 +228,14 @@ class BlockUnit:
         if self.lines.outbox:
             message = self.arithmetic.message(message if self.keeps_graph else message.detach())
             self.lane.send(self.lines.outbox, Packet(Kind.TRAIN, epoch, step, (message,)))
+
+    def _report(self, taken: Step) -> None:
+        """After the backward pass, whose memory is free by then: the variances of all classes take as much again."""
+        report = self.progress.report(
+            taken.number, self.objective, taken.alpha_BPD, taken.table, taken.targets_B, taken.mixing
+        )
+        self.mixing.observe(report.agreement)
+        self.links.emit(report)
 
     def _standing(self, step: int) -> Standing:
         return Standing(
