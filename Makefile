@@ -7,7 +7,7 @@ BENCH_ARGS ?=
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: demo test test-gpu check protos bench-demo-network bench-method bench-report venv
+.PHONY: demo test test-gpu check protos bench-demo-network bench-method bench-engine bench-report venv
 .DEFAULT_GOAL := test
 
 demo: venv
@@ -40,6 +40,9 @@ bench-demo-network: venv
 
 bench-method: venv
 	$(bin)/python -m benchmarks.method run $(BENCH_ARGS)
+
+bench-engine: venv
+	$(bin)/python -m benchmarks.engine $(BENCH_ARGS)
 
 bench-report: venv
 	$(bin)/python -m benchmarks.method report

@@ -1,0 +1,36 @@
+"""The engine's measurements, on an otherwise idle machine.
+
+python -m benchmarks.engine                     all of them
+python -m benchmarks.engine throughput limit    some
+python -m benchmarks.engine memory --quick      a step each, to see that it runs; the result goes to .bench/
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks.engine.effort import FULL, QUICK
+from benchmarks.engine.limit import limit
+from benchmarks.engine.memory import memory
+from benchmarks.engine.service import service
+from benchmarks.engine.throughput import throughput
+
+MEASUREMENTS = {"throughput": throughput, "limit": limit, "service": service, "memory": memory}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="*", metavar="MEASUREMENT", help=f"{', '.join(MEASUREMENTS)}; without one, all")
+    parser.add_argument("--quick", action="store_true", help="a step each, to see that everything runs")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.what) - set(MEASUREMENTS):
+        parser.error(f"measurements are {', '.join(MEASUREMENTS)}, got {', '.join(sorted(unknown))}")
+    for name in arguments.what or MEASUREMENTS:
+        MEASUREMENTS[name](QUICK if arguments.quick else FULL)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

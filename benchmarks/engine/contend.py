@@ -1,0 +1,132 @@
+"""One process of a contender: `python -m benchmarks.engine.contend CONTENDER RANK RENDEZVOUS`.
+
+Rank 0 prints what it measured on its last line, in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.engine.contenders import Contender, Figures, Window, from_json
+from benchmarks.engine.resident import baseline_bytes, grandchildren, peak_bytes, reset_peak, worker_baseline_bytes
+from benchmarks.engine.rivals import Trainer, make_trainer
+from bll import data
+from bll.choices import ExecutorName
+from bll.events import BlockProgress
+from bll.forecast import forecast
+from bll.partition import resolve
+from bll.plan import Plan
+from bll.training import Training
+
+
+def main(contender: Contender, rank: int, rendezvous: str) -> Figures:
+    """What rank 0 measured."""
+    torch.set_num_threads(contender.threads)
+    baseline = baseline_bytes()
+    plan = resolve(contender.config())
+    match contender.kind:
+        case "bll":
+            return train_blocks(plan, contender.window, baseline)
+        case "forecast":
+            found = forecast(plan)
+            steps_s = [worker.step_s for worker in found.workers]
+            return {
+                "samples_per_s": found.samples_per_s,
+                "limit_samples_per_s": found.batch_size / max(steps_s),
+                "alone_s": found.alone_s,
+                "slowest_s": max(steps_s),
+            }
+        case "cut":
+            return {"cut": float(plan.config.blocks.cuts[0])}
+        case "backprop":
+            return train_rival(contender, plan, baseline, lambda: None)
+        case _:
+            with process_group(rank, contender.ranks, rendezvous):
+                return train_rival(contender, plan, baseline, dist.barrier)
+
+
+def train_rival(contender: Contender, plan: Plan, baseline: int, barrier: Callable[[], object]) -> Figures:
+    """Throughput and memory of one rival over the window, between two barriers.
+
+    `baseline` bytes were held before anything was read or built.
+    """
+    window, own = contender.window, os.getpid()
+    dataset = data.load(plan.config.data, plan.config.seed)
+    trainer: Trainer = make_trainer(contender.kind, plan, dataset, contender.cuts, contender.microbatches)
+    for number in range(window.warm_up):
+        trainer.step(number)
+    barrier()
+    reset_peak(own)
+    start = time.perf_counter()
+    for number in range(window.warm_up, window.warm_up + window.steps):
+        trainer.step(number)
+    barrier()
+    seconds = time.perf_counter() - start
+    peak = peak_bytes(own)
+    return {
+        "samples_per_s": window.steps * plan.config.batch_size / seconds,
+        "peak_bytes": peak,
+        "net_bytes": peak - baseline,
+    }
+
+
+def train_blocks(plan: Plan, window: Window, baseline: int) -> Figures:
+    """Throughput of the last block over the window by this process's clock, and memory of the largest worker.
+
+    `baseline` bytes this process held before anything was read or built.
+    """
+    own = os.getpid()
+    apart = plan.config.executor.name is ExecutorName.PROCESSES
+    if apart:
+        baseline = worker_baseline_bytes()
+    workers = [own]
+    reported: list[BlockProgress] = []
+    start = 0.0
+    with tempfile.TemporaryDirectory(prefix="bll-bench-") as folder:
+        for event in (events := Training(plan, Path(folder)).events()):
+            if not isinstance(event, BlockProgress) or event.block != plan.num_blocks - 1:
+                continue
+            if event.step == window.warm_up:
+                workers = grandchildren(own) if apart else workers
+                for worker in workers:
+                    reset_peak(worker)
+                start = time.perf_counter()
+                continue
+            reported.append(event)
+            if event.step == window.warm_up + window.steps:
+                break
+        seconds = time.perf_counter() - start
+        peak = max(peak_bytes(worker) for worker in workers)
+        events.close()  # type: ignore[attr-defined]
+    return {
+        "samples_per_s": window.steps * plan.config.batch_size / seconds,
+        "reported_samples_per_s": statistics.harmonic_mean([event.samples_per_s for event in reported]),
+        "peak_bytes": peak,
+        "net_bytes": peak - baseline,
+    }
+
+
+@contextmanager
+def process_group(rank: int, ranks: int, rendezvous: str) -> Iterator[None]:
+    """Processes that talk through gloo, which meet at `rendezvous`."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3])))
