@@ -37,6 +37,12 @@ def resolved_devices(names: Sequence[str], num_blocks: int, *, apart: bool = Tru
     return tuple(found[:1]) if len(set(found)) == 1 else tuple(found)
 
 
+def wait_for_devices(config: ExecutorConfig) -> None:
+    """Return when all that was queued on the devices of a resolved run has been done: for clocks, not for a run."""
+    for name in config.devices:
+        torch.get_device_module(torch.device(name)).synchronize(torch.device(name))
+
+
 def device_of(config: ExecutorConfig, block: int) -> torch.device:
     """The device of block `block` in a resolved run."""
     return torch.device(config.devices[block if len(config.devices) > 1 else 0])

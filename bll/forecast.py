@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bll import data
+from bll.devices import wait_for_devices
 from bll.intra_op import intra_op_threads
 from bll.placement import Placement
 from bll.plan import Plan
@@ -86,6 +87,7 @@ def forecast(plan: Plan, root: Path | None = None) -> Forecast:
             for worker, own_s in zip(workers, taken_s, strict=True):
                 start = time.perf_counter()
                 worker.train_step(step)
+                wait_for_devices(config.executor)
                 own_s.append(time.perf_counter() - start)
     return Forecast(
         workers=tuple(

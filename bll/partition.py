@@ -28,6 +28,7 @@ from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
 from bll.intra_op import intra_op_threads
 from bll.plan import BlockPlan, Plan
+from bll.precision import Arithmetic
 from bll.readouts import Readout, latent_units, make_readout
 from bll.seeding import global_generator
 from bll.sending import message_shape
@@ -73,6 +74,8 @@ def resolve(
         user = user_network(network, info.input_shape)
         config, auto = _with_user_network(config, user), ExecutorName.THREADS
         layers = user.layers()
+    devices = resolved_devices(config.executor.devices, config.blocks.num_blocks, apart=config.loss.span == 1)
+    config = replace(config, executor=replace(config.executor, devices=devices))
     costs = _layer_costs(layers, info.input_shape)
     cuts = _cuts(config, layers, costs, info)
     steps_per_epoch = info.train_rows // config.batch_size
@@ -84,7 +87,6 @@ def resolve(
             config.executor,
             name=auto if config.executor.name is ExecutorName.AUTO else config.executor.name,
             checkpoint_steps=config.executor.checkpoint_steps or steps_per_epoch,
-            devices=resolved_devices(config.executor.devices, config.blocks.num_blocks, apart=config.loss.span == 1),
         ),
     )
     check_workers(resolved)
@@ -167,8 +169,14 @@ def _step_times(config: TrainingConfig, layers: Sequence[Layer], costs: Sequence
 
     Twin and loss take the same time in every block with the same units: they are left out.
     """
-    family = make_family(config.latent)
-    with global_generator(config.seed), intra_op_threads(config.executor.threads_per_block):
+    executor, family = config.executor, make_family(config.latent)
+    if executor.devices != ("cpu",):
+        rule = (
+            f"must be another than 'measured_time', which measures the CPU, for devices {list(executor.devices)}, got "
+        )
+        raise InvalidConfig([Violation("blocks.balance", f"{rule}'measured_time'")])
+    reduced = Arithmetic(executor.precision, torch.device("cpu")).reduced()
+    with global_generator(config.seed), intra_op_threads(executor.threads_per_block), reduced:
         modules = [layer.build() for layer in layers]
         readouts: list[Readout | None] = []
         for end, cost in enumerate(costs, start=1):

@@ -75,6 +75,10 @@ def test_what_is_no_device_is_refused_by_name(devices: Any, message: str) -> Non
             "executor.devices[1]: must be a device of this machine (cpu, cuda:0), got 'cuda:9'",
         ),
         (
+            {"executor": {"devices": ["cuda"]}, "blocks": {"num_blocks": 2, "balance": "measured_time"}},
+            "must be another than 'measured_time', which measures the CPU, for devices ['cuda:0'], got 'measured_time'",
+        ),
+        (
             {"executor": {"precision": "bfloat16"}, "rule": "feedback_alignment"},
             "must be 'float32' for rule 'feedback_alignment', which makes its gradients by itself, got 'bfloat16'",
         ),
