@@ -172,7 +172,7 @@ class BlockUnit:
     @on_lane
     def forward_step(self, step: int) -> Step:
         """Everything before the gradient: msg_{k-1}(t) received, msg_k(t) sent, L_k computed. Nothing of it is read
-        back from the device but when a report is due."""
+        back from the device."""
         epoch, config = step // self.plan.steps_per_epoch, self.config
         rows = self._rows(epoch, step % self.plan.steps_per_epoch)
         # From here on, B counts sites: rows, or their positions.

@@ -164,12 +164,15 @@ def test_a_tensor_that_is_where_it_is_needed_passes_as_the_same_object(device: s
 
 
 @pytest.mark.parametrize("key", ["chain_dropout_augmentation_cnn", "next_layer", "next_layer_overlapping_pairs"])
-@pytest.mark.parametrize("crosses", [False, True])
+@pytest.mark.parametrize(
+    ("name", "crosses"),
+    [(ExecutorName.SEQUENTIAL, False), (ExecutorName.SEQUENTIAL, True), (ExecutorName.THREADS, False)],
+)
 def test_streams_that_wait_for_each_other_change_no_bit(
-    key: str, crosses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, name: ExecutorName, crosses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of(key)
-    expected = weights(plan, tmp_path / "plain")
+    plan = plan_of(key, name)
+    expected = weights(plan_of(key), tmp_path / "plain")
     monkeypatch.setattr("bll.worker.make_lane", stream_lane)
     if crosses:
         monkeypatch.setattr("bll.turns.DequeChannel", CopyingChannel)
