@@ -18,6 +18,8 @@ class Effort:
     results: Path
     runs: Path
     """What the rounds measured, so that a run cut short goes on where it was."""
+    recordings: Path
+    """Times of the parts of networks, which simulations use."""
     is_trial: bool = False
     """Whether windows shrink to a step, to see that everything runs."""
 
@@ -30,5 +32,5 @@ class Effort:
 
 _TRIAL = Path(__file__).parents[2] / ".bench" / "engine"
 
-FULL = Effort(rounds=5, results=RESULTS, runs=RUNS)
-QUICK = Effort(rounds=1, results=_TRIAL, runs=_TRIAL / "runs", is_trial=True)
+FULL = Effort(rounds=5, results=RESULTS, runs=RUNS, recordings=Path(__file__).parent / "recorded")
+QUICK = Effort(rounds=1, results=_TRIAL, runs=_TRIAL / "runs", recordings=_TRIAL / "recorded", is_trial=True)
