@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.engine.contenders import Contender, Figures, Window, from_json
+from benchmarks.engine.delay import DelayedProcesses
 from benchmarks.engine.resident import baseline_bytes, grandchildren, peak_bytes, reset_peak, worker_baseline_bytes
 from benchmarks.engine.rivals import Trainer, make_trainer
 from bll import data
@@ -26,8 +27,10 @@ from bll.choices import ExecutorName
 from bll.events import BlockProgress
 from bll.forecast import forecast
 from bll.partition import resolve
+from bll.placement import Placement
 from bll.plan import Plan
 from bll.training import Training
+from bll.worker import Run
 
 
 def main(contender: Contender, rank: int, rendezvous: str) -> Figures:
@@ -37,7 +40,7 @@ def main(contender: Contender, rank: int, rendezvous: str) -> Figures:
     plan = resolve(contender.config())
     match contender.kind:
         case "bll":
-            return train_blocks(plan, contender.window, baseline)
+            return train_blocks(plan, contender.window, baseline, contender.round_trip_ms)
         case "forecast":
             found = forecast(plan)
             steps_s = [worker.step_s for worker in found.workers]
@@ -81,7 +84,7 @@ def train_rival(contender: Contender, plan: Plan, baseline: int, barrier: Callab
     }
 
 
-def train_blocks(plan: Plan, window: Window, baseline: int) -> Figures:
+def train_blocks(plan: Plan, window: Window, baseline: int, round_trip_ms: float | None = None) -> Figures:
     """Throughput of the last block over the window by this process's clock, and memory of the largest worker.
 
     `baseline` bytes this process held before anything was read or built.
@@ -94,7 +97,7 @@ def train_blocks(plan: Plan, window: Window, baseline: int) -> Figures:
     reported: list[BlockProgress] = []
     start = 0.0
     with tempfile.TemporaryDirectory(prefix="bll-bench-") as folder:
-        for event in (events := Training(plan, Path(folder)).events()):
+        for event in (events := _events(plan, Path(folder), round_trip_ms)):
             if not isinstance(event, BlockProgress) or event.block != plan.num_blocks - 1:
                 continue
             if event.step == window.warm_up:
@@ -108,7 +111,7 @@ def train_blocks(plan: Plan, window: Window, baseline: int) -> Figures:
                 break
         seconds = time.perf_counter() - start
         peak = max(peak_bytes(worker) for worker in workers)
-        events.close()  # type: ignore[attr-defined]
+        events.close()
     return {
         "samples_per_s": window.steps * plan.config.batch_size / seconds,
         "reported_samples_per_s": statistics.harmonic_mean([event.samples_per_s for event in reported]),
@@ -117,10 +120,19 @@ def train_blocks(plan: Plan, window: Window, baseline: int) -> Figures:
     }
 
 
+def _events(plan: Plan, run_dir: Path, round_trip_ms: float | None) -> Generator[object, None, None]:
+    """The events of a run, between whose workers links have a round trip if it is not None."""
+    if round_trip_ms is None:
+        yield from Training(plan, run_dir).events()
+        return
+    executor = DelayedProcesses(round_trip_ms / 1e3)
+    executor.launch(Run(plan, "", run_dir, data_root=None, start_step=0, placement=Placement(plan.units)))
+    yield from executor.events()
+
+
 @contextmanager
 def process_group(rank: int, ranks: int, rendezvous: str) -> Iterator[None]:
     """Processes that talk through gloo, which meet at `rendezvous`."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
     try:
         yield

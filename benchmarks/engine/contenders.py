@@ -11,7 +11,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
+from benchmarks.engine.network import Loopback, Network
 from benchmarks.engine.networks import BACKPROP, UNEXAMINED
 from benchmarks.method.trials import Spec, merged
 from bll.config import TrainingConfig
@@ -58,6 +60,14 @@ class Contender:
     cuts: tuple[int, ...] = ()
     """First layers of a pipeline's stages but the first."""
     microbatches: int = 1
+    round_trip_ms: float | None = None
+    """Of the links between its processes; None = those within one host. Those of `bll` are rings that delay."""
+
+    def links(self) -> Network | Loopback:
+        """What its ranks talk over."""
+        if self.ranks == 1 or self.round_trip_ms is None:
+            return Loopback()
+        return Network(self.round_trip_ms / 1e3)
 
     def run_spec(self) -> Spec:
         """The spec of its run, in epochs that suit the window."""
@@ -74,8 +84,10 @@ class Contender:
 def measure(contender: Contender) -> Figures:
     """What the contender's first process says of it. Raises RuntimeError if one fails, or takes too long."""
     with tempfile.TemporaryDirectory(prefix="bll-bench-") as folder:
-        ranks = [_start(contender, rank, f"file://{folder}/store") for rank in range(contender.ranks)]
-        with _ended(ranks):
+        links = contender.links()
+        start = partial(_start, contender, links.device, f"file://{folder}/store")
+        ranks = [links.on_new_host(partial(start, rank)) for rank in range(contender.ranks)]
+        with _ended(ranks), links.carrying():
             said, _ = ranks[0].communicate(timeout=_TIMEOUT_S)
             if any(process.wait(timeout=_TIMEOUT_S) for process in ranks):
                 raise RuntimeError(f"{contender.kind} failed with exit codes {[p.returncode for p in ranks]}")
@@ -83,11 +95,11 @@ def measure(contender: Contender) -> Figures:
     return figures
 
 
-def _start(contender: Contender, rank: int, rendezvous: str) -> subprocess.Popen[str]:
-    """One process of a contender, in a session of its own."""
+def _start(contender: Contender, device: str, rendezvous: str, rank: int) -> subprocess.Popen[str]:
+    """One process of a contender, in a session of its own; it reaches the others over the network device."""
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.engine.contend", to_json(contender), str(rank), rendezvous],
-        env=environment(contender.threads),
+        env=environment(contender.threads) | {"GLOO_SOCKET_IFNAME": device},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -11,21 +11,24 @@ from pathlib import Path
 import torch
 
 from benchmarks.engine.delay import DelayedProcesses, DelayedRing
-from benchmarks.engine.pace import short_plan
+from bll.config import TrainingConfig
 from bll.executors import Executor
 from bll.executors.sequential import SequentialExecutor
 from bll.messages import Kind, Packet
+from bll.partition import resolve
 from bll.placement import Placement
+from bll.plain import from_dict
 from bll.worker import Run
 
 SPEC = {
     "data": {"name": "digits"},
     "network": {"architecture": "mlp", "widths": [8, 8]},
     "backward": {"twin": "chain"},
-    "batch_size": 32,
+    "blocks": {"num_blocks": 2},
+    "executor": {"messages_in_flight": 2},
+    "batch_size": 128,
+    "epochs": 1,
 }
-
-
 LIMIT_S = 30.0
 
 
@@ -38,13 +41,13 @@ def packet(step: int) -> Packet:
 
 
 def test_a_packet_arrives_half_a_round_trip_after_it_was_sent() -> None:
-    ring = ring_of(slots=2, round_trip_s=0.1)
+    ring = ring_of(slots=2, round_trip_s=0.6)
     sent = time.monotonic()
     assert ring.send(packet(0), LIMIT_S)
     assert ring.depth() == 0
     received = ring.receive(LIMIT_S)
     assert received
-    assert time.monotonic() - sent >= 0.05
+    assert time.monotonic() - sent >= 0.3
     assert (received.kind, received.epoch, received.step) == (Kind.TRAIN, 0, 0)
     assert received.tensors[0].tolist() == [0.0, 0.0]
 
@@ -75,7 +78,7 @@ def test_without_a_delay_it_is_the_ring() -> None:
 
 
 def test_weights_over_delayed_links_are_those_of_the_sequential_loop(tmp_path: Path) -> None:
-    plan = short_plan(SPEC, steps=12, num_blocks=2, messages_in_flight=2)
+    plan = resolve(from_dict(TrainingConfig, SPEC))
 
     def saved(name: str, executor: Executor) -> list[str]:
         executor.launch(Run(plan, "", tmp_path / name, None, start_step=0, placement=Placement(plan.units)))
