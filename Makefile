@@ -7,7 +7,7 @@ BENCH_ARGS ?=
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: demo test test-gpu check protos bench-demo-network bench-method bench-engine bench-report venv
+.PHONY: demo test test-gpu check protos bench-demo-network bench-method bench-engine bench-report soak venv
 .DEFAULT_GOAL := test
 
 demo: venv
@@ -43,6 +43,9 @@ bench-method: venv
 
 bench-engine: venv
 	$(bin)/python -m benchmarks.engine $(BENCH_ARGS)
+
+soak: venv
+	$(bin)/python -m benchmarks.engine chaos $(BENCH_ARGS)
 
 bench-report: venv
 	$(bin)/python -m benchmarks.method report

@@ -9,13 +9,29 @@ from __future__ import annotations
 
 import argparse
 
+from benchmarks.engine.chaos import chaos
+from benchmarks.engine.checkpoints import checkpoints
 from benchmarks.engine.effort import FULL, QUICK
 from benchmarks.engine.limit import limit
+from benchmarks.engine.links import links
 from benchmarks.engine.memory import memory
+from benchmarks.engine.recovery import recovery
 from benchmarks.engine.service import service
+from benchmarks.engine.simulation import recordings, simulation
 from benchmarks.engine.throughput import throughput
 
-MEASUREMENTS = {"throughput": throughput, "limit": limit, "service": service, "memory": memory}
+MEASUREMENTS = {
+    "throughput": throughput,
+    "limit": limit,
+    "service": service,
+    "memory": memory,
+    "links": links,
+    "recordings": recordings,
+    "simulation": simulation,
+    "checkpoints": checkpoints,
+    "recovery": recovery,
+    "chaos": chaos,
+}
 
 
 def main() -> int:
