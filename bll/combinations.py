@@ -80,6 +80,7 @@ def _executor_violations(config: TrainingConfig) -> list[Violation]:
 
 def check_workers(config: TrainingConfig) -> None:
     """Raises InvalidConfig if a settled `config`, whose executor has a name, asks for workers that it cannot have."""
+    found = []
     wanted, most = config.executor.num_workers, config.blocks.num_blocks
     if config.executor.name is ExecutorName.SEQUENTIAL:
         most, why = 1, "executor 'sequential' is one worker"
@@ -88,7 +89,12 @@ def check_workers(config: TrainingConfig) -> None:
     else:
         why = "a block is never divided"
     if wanted > most:
-        raise InvalidConfig([Violation("executor.num_workers", f"must be at most {most}: {why}, got {wanted}")])
+        found.append(Violation("executor.num_workers", f"must be at most {most}: {why}, got {wanted}"))
+    if config.executor.pin_cpus and config.executor.name is not ExecutorName.PROCESSES:
+        rule = f"must be false for executor {config.executor.name.value!r}, whose process is its caller's, got true"
+        found.append(Violation("executor.pin_cpus", rule))
+    if found:
+        raise InvalidConfig(found)
 
 
 _RULES_OF_VALUES = frozenset({Rule.BLL, Rule.BACKPROP})

@@ -45,6 +45,28 @@ class BlockProgress:
 
 
 @dataclass(frozen=True)
+class PlacedWorker:
+    """One thread or process, and what it runs."""
+
+    blocks: tuple[int, ...]
+    share: float
+    """Fraction of a step's work that is its."""
+    cpus: tuple[int, ...]
+    """The cores that it keeps to; empty: any."""
+
+
+@dataclass(frozen=True)
+class BlocksPlaced:
+    """Which worker runs which blocks. Told each time that workers are started; the result does not depend on it."""
+
+    step: int
+    """Steps done before."""
+    measured: bool
+    """Whether shares are of timed training steps; else of multiply-adds."""
+    workers: tuple[PlacedWorker, ...]
+
+
+@dataclass(frozen=True)
 class BlockWaiting:
     """Block `block` has waited long for block `neighbour`. Told once in each such wait, and when it is over."""
 
@@ -263,6 +285,7 @@ class Alarm:
 Event = (
     BlockProgress
     | BlockDiagnostics
+    | BlocksPlaced
     | BlockWaiting
     | Evaluation
     | RegressionEvaluation
@@ -293,6 +316,11 @@ def from_json(line: str) -> Event:
         return regression_evaluation_from_dict(values)
     if kind is Evaluation:
         return evaluation_from_dict(values)
+    if kind is BlocksPlaced:
+        workers = (
+            {**worker, "blocks": tuple(worker["blocks"]), "cpus": tuple(worker["cpus"])} for worker in values["workers"]
+        )
+        return BlocksPlaced(**{**values, "workers": tuple(PlacedWorker(**worker) for worker in workers)})
     if kind is Alarm:
         figures = tuple(Figure(**figure) for figure in values["values"])
         return Alarm(**{**values, "signature": AlarmSignature(values["signature"]), "values": figures})

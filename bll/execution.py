@@ -29,6 +29,8 @@ class ExecutorConfig:
     """Steps between checkpoints, 0 to 10 million; 0 = one at the end of each epoch."""
     num_workers: int = 0
     """Threads or processes that the blocks share, 0 to 257, at most one a block; 0 = one a block."""
+    pin_cpus: bool = False
+    """Whether each worker keeps to cores of its own, `threads_per_block` many: executor `processes` only."""
     devices: tuple[str, ...] = ("cpu",)
     """Where blocks compute, one for all of them or one each: `cpu`, `cuda` (the first), `cuda:1`, or `auto`: the CUDA
     devices that there are, each for as many blocks in a row, else the CPU."""
@@ -50,6 +52,7 @@ class ExecutorConfig:
         rules.whole("messages_in_flight", self.messages_in_flight, 1, 64)
         rules.whole("checkpoint_steps", self.checkpoint_steps, 0, 10_000_000)
         rules.whole("num_workers", self.num_workers, 0, 257)
+        rules.flag("pin_cpus", self.pin_cpus)
         _check_devices(rules, self.devices)
         rules.member("precision", self.precision, PrecisionName)
         rules.whole("checkpoints_kept", self.checkpoints_kept, 1, 100)

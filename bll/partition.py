@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from bll.blocks import make_decoder, make_target_twin, normalize_layer
 from bll.choices import Balance, ExecutorName, FamilyName, MessageName, ReadoutName, Rule, TargetName, TwinName
 from bll.combinations import LOCAL_RULES, check_workers, settled
 from bll.config import NetworkConfig, TrainingConfig
+from bll.cores import usable_cores
 from bll.costs import Cost, StepTimes, measure, step_times
 from bll.credit import make_credit
 from bll.data import DataInfo
@@ -27,6 +27,7 @@ from bll.devices import resolved_devices
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
 from bll.intra_op import intra_op_threads
+from bll.placement import num_workers
 from bll.plan import BlockPlan, Plan
 from bll.precision import Arithmetic
 from bll.readouts import Readout, latent_units, make_readout
@@ -104,9 +105,9 @@ def resolve(
         class_names=info.class_names,
         steps_per_epoch=steps_per_epoch,
         dataset_digest=info.digest,
-        warnings=_warnings(resolved, info.train_rows, steps_per_epoch),
         target_shape=info.target_shape,
     )
+    plan = replace(plan, warnings=_warnings(plan))
     return plan if user is None else UserPlan(**vars(plan), network=user)
 
 
@@ -279,9 +280,9 @@ def _credit_parameters(rule: Rule, layers: Sequence[Layer], input_shape: tuple[i
     return sum(p.numel() for p in credit.parameters())
 
 
-def _warnings(config: TrainingConfig, train_rows: int, steps_per_epoch: int) -> tuple[str, ...]:
-    found = []
-    if left := train_rows - steps_per_epoch * config.batch_size:
+def _warnings(plan: Plan) -> tuple[str, ...]:
+    config, train_rows, found = plan.config, plan.config.data.train_rows, []
+    if left := train_rows - plan.steps_per_epoch * config.batch_size:
         found.append(f"{left} of {train_rows} training rows are left out of each epoch: batches are full")
     if config.latent.family is FamilyName.UNIT_GAUSSIAN:
         found.append("latent.family 'unit_gaussian' is a linear classifier per block; its variance says nothing")
@@ -289,6 +290,12 @@ def _warnings(config: TrainingConfig, train_rows: int, steps_per_epoch: int) -> 
         found.append(f"blocks.num_blocks {config.blocks.num_blocks}: the gap to backprop grows with each block over 4")
     if config.loss.span > 1:
         found.append(f"loss.span {config.loss.span}: all blocks run in one worker, one after the other")
-    if config.executor.threads_per_block > (cores := len(os.sched_getaffinity(0))):
-        found.append(f"executor.threads_per_block {config.executor.threads_per_block} exceeds the {cores} cores here")
+    threads, workers, cores = config.executor.threads_per_block, num_workers(plan), usable_cores()
+    if threads > cores:
+        found.append(f"executor.threads_per_block {threads} exceeds the {cores} cores here")
+    elif workers * threads > cores:
+        found.append(
+            f"executor: {workers} workers x {threads} threads share {cores} cores; num_workers {cores // threads} "
+            "would give each its own"
+        )
     return tuple(found)

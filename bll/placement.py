@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bll.balance import even_cuts
 from bll.choices import ExecutorName
+from bll.cores import dealt
 from bll.plan import Plan
 
 
@@ -16,6 +17,8 @@ class Placement:
 
     workers: tuple[range, ...]
     """The blocks of each: consecutive units of the plan, at least one."""
+    cpus: tuple[tuple[int, ...], ...] = ()
+    """The cores that each must keep to; empty: the system decides."""
 
 
 def worker_name(blocks: range) -> str:
@@ -37,7 +40,11 @@ def place(plan: Plan, workers: int, costs: Sequence[float]) -> Placement:
     """
     cuts = even_cuts(costs, workers)
     held = [plan.units[start:end] for start, end in zip((0, *cuts), (*cuts, len(plan.units)), strict=True)]
-    return Placement(tuple(range(units[0].start, units[-1].stop) for units in held))
+    executor = plan.config.executor
+    return Placement(
+        workers=tuple(range(units[0].start, units[-1].stop) for units in held),
+        cpus=dealt(workers, executor.threads_per_block) if executor.pin_cpus else (),
+    )
 
 
 def flops(plan: Plan) -> tuple[float, ...]:

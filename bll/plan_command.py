@@ -26,10 +26,14 @@ def plan_command(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="bll plan", description=__doc__)
     parser.add_argument("spec", type=Path, help="YAML or JSON, as for bll train")
     parser.add_argument("--data-root", type=Path, help="folder in which data sets are looked for first")
+    parser.add_argument("--workers", type=int, help="try this executor.num_workers instead of the spec's")
     parser.add_argument("--propose", action="store_true", help="also time every layer, and propose cuts that balance")
     arguments = parser.parse_args(argv)
     try:
-        plan = resolve(_config(arguments.spec), arguments.data_root)
+        config = _config(arguments.spec)
+        if arguments.workers is not None:
+            config = replace(config, executor=replace(config.executor, num_workers=arguments.workers))
+        plan = resolve(config, arguments.data_root)
         _print(plan, forecast(plan, arguments.data_root))
         if arguments.propose:
             _propose(plan, arguments.data_root)
@@ -53,23 +57,33 @@ def _config(path: Path) -> TrainingConfig:
 
 
 def _print(plan: Plan, expected: Forecast) -> None:
-    print("worker  block  parameters    MFLOP  step, ms  memory, MiB  layers")
+    _print_partition(plan, expected)
     for number, worker in enumerate(expected.workers):
-        for index in worker.blocks:
-            block, is_first = plan.blocks[index], index == worker.blocks[0]
-            step = f"{worker.step_s * 1e3:8.1f}" if is_first else " " * 8
-            memory = f"{worker.memory_bytes / 2**20:11.1f}" if is_first else " " * 11
-            sizes = f"{number:6}  {index:5}  {block.parameters:10}  {block.flops / 1e6:7.2f}"
-            print(f"{sizes}  {step}  {memory}  {', '.join(block.layers)}")
-    blocks = expected.slowest.blocks
-    which = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]} to {blocks[-1]}"
-    print(f"slowest: {which}, {expected.slowest.step_s * 1e3:.1f} ms of {expected.alone_s * 1e3:.1f} ms a step")
+        share, memory_mib = worker.step_s / expected.alone_s, worker.memory_bytes / 2**20
+        print(f"worker {number}: {_named(worker.blocks)}, {share:.0%} of a step, {memory_mib:.1f} MiB")
+    slowest = expected.slowest
+    print(f"slowest: {_named(slowest.blocks)}, {slowest.step_s * 1e3:.1f} ms of {expected.alone_s * 1e3:.1f} ms a step")
     print(
         f"expected with {len(expected.workers)} workers on {expected.cores} cores: {expected.samples_per_s:.0f} "
         f"samples/s, {expected.speed_up:.2f} times one worker"
     )
     for warning in plan.warnings:
         print(f"warning: {warning}")
+
+
+def _print_partition(plan: Plan, expected: Forecast) -> None:
+    print("block  parameters    MFLOP  step, ms  memory, MiB  layers")
+    for unit in expected.units:
+        for index in unit.blocks:
+            block, is_first = plan.blocks[index], index == unit.blocks[0]
+            step = f"{unit.step_s * 1e3:8.1f}" if is_first else " " * 8
+            memory = f"{unit.memory_bytes / 2**20:11.1f}" if is_first else " " * 11
+            sizes = f"{index:5}  {block.parameters:10}  {block.flops / 1e6:7.2f}"
+            print(f"{sizes}  {step}  {memory}  {', '.join(block.layers)}")
+
+
+def _named(blocks: range) -> str:
+    return f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]} to {blocks[-1]}"
 
 
 def _propose(plan: Plan, root: Path | None) -> None:

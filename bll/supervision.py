@@ -17,7 +17,8 @@ from bll.choices import ExecutorName
 from bll.errors import BlockFailed, WorkerLost
 from bll.events import CheckpointDamaged, CheckpointSaved, Event, RolledBack, RunEnded
 from bll.executors import Executor, make_executor
-from bll.placement import flops, num_workers, place
+from bll.placement import num_workers
+from bll.placing import Placer
 from bll.plan import Plan
 from bll.rules import Rules
 from bll.wiring import BlockEnded, BlockSaved
@@ -70,6 +71,7 @@ class Supervisor:
         self._root = root
         self._digest = config_digest
         self._num_workers = num_workers(plan)
+        self._placer = Placer(plan, root)
         self._make = make
         self._executor = make(plan.config.executor.name)
         self._pausing = self._cancelling = self._moving = False
@@ -137,7 +139,8 @@ class Supervisor:
         saved: dict[int, dict[int, str]] = defaultdict(dict)
         ended: int | None = None
         self._moving = False
-        placement = place(plan, self._num_workers, flops(plan))
+        placement, told = self._placer.placed(self._num_workers, start)
+        yield told  # before there are workers, which an iterator that is closed here would leave behind
         self._executor.launch(Run(plan, self._digest, self._run_dir, self._root, start, placement))
         if self._cancelling:  # asked for while the executor could not hear it
             self._executor.cancel()

@@ -15,7 +15,7 @@ from benchmarks.method.demo_network import demo_config
 from benchmarks.record import Row, write
 from bll.choices import ExecutorName
 from bll.config import TrainingConfig
-from bll.events import BlockDiagnostics, Evaluation
+from bll.events import BlockDiagnostics, BlockProgress, Evaluation
 from bll.execution import DiagnosticsConfig
 from bll.partition import resolve
 from bll.training import Training
@@ -34,7 +34,8 @@ def epoch_s(config: TrainingConfig) -> tuple[float, int]:
     examined = 0
     with tempfile.TemporaryDirectory() as folder:
         events = Training(resolve(config), Path(folder)).events()
-        next(events)  # a tenth of the epoch: what is prepared once has been by now
+        # A tenth of the epoch: what is prepared once has been by then.
+        next(event for event in events if isinstance(event, BlockProgress))
         started = time.process_time()
         for event in events:
             examined += isinstance(event, BlockDiagnostics)

@@ -85,13 +85,15 @@ class ProcessExecutor:
         self._listener = Listener(heartbeats)
         # Kept: a child opens what channels are made of when it starts.
         self._links = wire(run.plan, self._workers, self.make_channel, emit=_unwired, stop_requested=_unwired)
-        for index, (blocks, link) in enumerate(zip(self._workers, self._links, strict=True)):
+        cpus = run.placement.cpus or ((),) * len(self._workers)
+        for index, (blocks, own_cpus, link) in enumerate(zip(self._workers, cpus, self._links, strict=True)):
             events, sender = self._context.Pipe(duplex=False)
             lifeline, held = self._context.Pipe(duplex=False)
             channels = (link.inbox, link.outbox, link.backward_in, link.backward_out)
+            life = _Life(lifeline, heartbeats, index, own_cpus)
             process = self._context.Process(
                 target=_work,
-                args=(run, blocks, self._data, channels, sender, _Life(lifeline, heartbeats, index), self._stop),
+                args=(run, blocks, self._data, channels, sender, life, self._stop),
                 name=worker_name(blocks),
                 daemon=True,
             )
@@ -166,12 +168,14 @@ class ProcessExecutor:
 
 
 class _Life(NamedTuple):
-    """What ties a worker and its parent together."""
+    """What ties a worker to its parent and to the machine."""
 
     line: Connection
     """Ends with the parent."""
     heartbeats: Heartbeats
     worker: int
+    cpus: tuple[int, ...]
+    """Cores to keep to; empty: any."""
 
 
 def _work(
@@ -184,6 +188,8 @@ def _work(
     stop: ctypes.c_bool,
 ) -> None:
     """The life of a worker process."""
+    if life.cpus:  # before there are threads, which take it over
+        os.sched_setaffinity(0, life.cpus)
     threading.Thread(target=_live, args=(life,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(run.plan.config.executor.threads_per_block)

@@ -107,6 +107,29 @@ class BlockProgress:
 
 
 @dataclass(frozen=True)
+class PlacedWorker:
+    """One thread or process of a job, and what it runs."""
+
+    blocks: tuple[int, ...]
+    """From 0; consecutive."""
+    share: float
+    """Fraction of a step's work that is its."""
+    cpus: tuple[int, ...]
+    """The cores that it keeps to; empty: any."""
+
+
+@dataclass(frozen=True)
+class BlocksPlaced:
+    """Which worker runs which blocks. Told each time that workers are started."""
+
+    step: int
+    """Steps done before."""
+    measured: bool
+    """Whether shares are of timed training steps; else of multiply-adds."""
+    workers: tuple[PlacedWorker, ...]
+
+
+@dataclass(frozen=True)
 class BlockWaiting:
     """A block has waited long for a neighbour. Told once in each such wait, and when it is over."""
 
@@ -261,6 +284,7 @@ class JobEvent:
         StateChange
         | BlockProgress
         | BlockDiagnostics
+        | BlocksPlaced
         | BlockWaiting
         | Evaluation
         | Alarm

@@ -21,6 +21,7 @@ from bll.events import (
     Alarm,
     BlockDiagnostics,
     BlockProgress,
+    BlocksPlaced,
     BlockWaiting,
     CheckpointDamaged,
     CheckpointSaved,
@@ -126,6 +127,8 @@ def event_message(event: JobEvent) -> training_pb2.JobEvent:
             _filled(message.block_progress, inner)
         case BlockDiagnostics() as inner:
             _filled(message.block_diagnostics, inner)
+        case BlocksPlaced() as inner:
+            _filled(message.blocks_placed, inner)
         case BlockWaiting() as inner:
             _filled(message.block_waiting, inner)
         case Evaluation() as inner:

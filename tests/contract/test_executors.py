@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,8 +19,18 @@ import pytest
 from bll.choices import ExecutorName
 from bll.config import DataConfig, TrainingConfig
 from bll.errors import BllError, BlockFailed, Diverged
-from bll.events import Alarm, BlockDiagnostics, BlockProgress, CheckpointSaved, Evaluation, Event, RunEnded
+from bll.events import (
+    Alarm,
+    BlockDiagnostics,
+    BlockProgress,
+    BlocksPlaced,
+    CheckpointSaved,
+    Evaluation,
+    Event,
+    RunEnded,
+)
 from bll.partition import resolve
+from bll.placement import worker_name
 from bll.plain import from_dict
 from bll.plan import Plan
 from bll.training import Training
@@ -176,6 +186,11 @@ def train(plan: Plan, run_dir: Path, *, stop_after: int | None = None) -> list[E
     return events
 
 
+def next_progress(events: Iterator[Event]) -> BlockProgress:
+    """The next report of a block: from then on all workers run."""
+    return next(event for event in events if isinstance(event, BlockProgress))
+
+
 def digest_of(run_dir: Path, plan: Plan) -> str:
     """SHA-256 over every tensor of every block's newest checkpoint: weights, statistics, moments, tables."""
     training = Training(plan, run_dir)
@@ -208,7 +223,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 def timeless(events: list[Event]) -> list[Event]:
-    """Events in an order of their own, without what depends on the clock."""
+    """Events in an order of their own, without what depends on the clock or tells who runs what."""
 
     def still(event: Event) -> Event:
         match event:
@@ -220,7 +235,7 @@ def timeless(events: list[Event]) -> list[Event]:
                 return replace(event, queue_depth=0)
         return event
 
-    return sorted(map(still, events), key=repr)
+    return sorted((still(event) for event in events if not isinstance(event, BlocksPlaced)), key=repr)
 
 
 @every_executor
@@ -299,11 +314,36 @@ def test_a_run_goes_on_with_another_number_of_workers(name: ExecutorName, refere
     assert digest_of(tmp_path, plan) == reference(key)[0]
 
 
+def test_four_processes_pinned_to_one_core_give_the_same_bits(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, core = "chain_dropout_augmentation_cnn", min(os.sched_getaffinity(0))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {core})
+    plan = plan_of(SPECS[key], ExecutorName.PROCESSES, pin_cpus=True)
+    placed, *_ = train(plan, tmp_path)
+    assert isinstance(placed, BlocksPlaced)
+    assert [worker.cpus for worker in placed.workers] == [(core,)] * 4
+    assert digest_of(tmp_path, plan) == reference(key)[0]
+
+
+def test_a_pinned_process_keeps_to_its_core(tmp_path: Path) -> None:
+    plan = plan_of({**SPECS["direct_mlp"], "epochs": 10_000}, ExecutorName.PROCESSES, pin_cpus=True, num_workers=2)
+    events = Training(plan, tmp_path).events()
+    placed = next(events)
+    assert isinstance(placed, BlocksPlaced)
+    next_progress(events)
+    processes = {process.name: process for process in multiprocessing.active_children()}
+    for worker in placed.workers:
+        blocks = range(worker.blocks[0], worker.blocks[-1] + 1)
+        assert os.sched_getaffinity(processes[worker_name(blocks)].pid or 0) == set(worker.cpus)
+    events.close()  # type: ignore[attr-defined]
+
+
 def test_a_killed_process_of_several_blocks_is_named_after_its_first(tmp_path: Path) -> None:
     spec = {**SPECS["chain_dropout_augmentation_cnn"], "epochs": 10_000}
     plan = plan_of(spec, ExecutorName.PROCESSES, num_workers=2, max_restarts=0)
     events = Training(plan, tmp_path).events()
-    next(events)
+    next_progress(events)
     names = sorted(process.name for process in multiprocessing.active_children())
     assert names == ["blocks-0-1", "blocks-2-3"]
     (victim,) = [p for p in multiprocessing.active_children() if p.name == "blocks-2-3"]
@@ -404,7 +444,7 @@ def test_closing_the_events_ends_the_run(name: ExecutorName, tmp_path: Path) -> 
     plan = plan_of({**SPECS["direct_mlp"], "epochs": 10_000}, name)
     threads_before = threading.active_count()
     events = Training(plan, tmp_path).events()
-    next(events)
+    next_progress(events)
     events.close()  # type: ignore[attr-defined]
     assert threading.active_count() == threads_before
     assert multiprocessing.active_children() == []
@@ -413,7 +453,7 @@ def test_closing_the_events_ends_the_run(name: ExecutorName, tmp_path: Path) -> 
 def test_a_killed_process_fails_the_run_and_is_named(tmp_path: Path) -> None:
     plan = plan_of({**SPECS["direct_mlp"], "epochs": 10_000}, ExecutorName.PROCESSES, max_restarts=0)
     events = Training(plan, tmp_path).events()
-    next(events)
+    next_progress(events)
     (victim,) = [p for p in multiprocessing.active_children() if p.name == "block-1"]
     assert victim.pid is not None
     os.kill(victim.pid, signal.SIGKILL)

@@ -15,11 +15,13 @@ from bll_client import (
     BlockDiagnostics,
     BlockPlan,
     BlockProgress,
+    BlocksPlaced,
     BlockWaiting,
     Job,
     JobEvent,
     JobPlan,
     JobState,
+    PlacedWorker,
     StateChange,
 )
 from bll_client.cli.watching import LineView, LiveView
@@ -127,3 +129,10 @@ def test_a_long_wait_is_shown_until_it_is_over(for_room: bool, said: str, capsys
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith(f"block 2 has waited {said}")
     assert second.endswith(f"block 2 waited {said}")
+
+
+def test_who_runs_which_blocks_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    placed = BlocksPlaced(0, True, (PlacedWorker((0, 1), 0.625, (3, 4)), PlacedWorker((2,), 0.375, ())))
+    LineView().show(JobEvent(1, NOW, placed))
+    said = "workers: blocks 0, 1 (62% of a step) on cores 3, 4 | block 2 (38% of a step)\n"
+    assert capsys.readouterr().out.endswith(said)

@@ -81,6 +81,7 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("executor.devices[1]", ["cpu", "gpu"]),
     ("executor.precision", "float16"),
     ("executor.num_workers", -1),
+    ("executor.pin_cpus", "yes"),
     ("executor.checkpoints_kept", 0),
     ("executor.checkpoints_kept", 101),
     ("executor.recovery", "hope"),

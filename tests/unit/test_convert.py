@@ -30,11 +30,13 @@ from bll.events import (
     AlarmSignature,
     BlockDiagnostics,
     BlockProgress,
+    BlocksPlaced,
     BlockWaiting,
     CheckpointDamaged,
     CheckpointSaved,
     Evaluation,
     Figure,
+    PlacedWorker,
     RolledBack,
     Scores,
 )
@@ -293,6 +295,18 @@ def test_what_happened_to_a_run_reaches_its_watchers(event: CheckpointDamaged | 
     message = convert.event_message(kept)
     kind = {CheckpointDamaged: bll_client.CheckpointDamaged, RolledBack: bll_client.RolledBack}[type(event)]
     assert read(kind, getattr(message, message.WhichOneof("event") or "")) == kind(**vars(event))
+
+
+def test_who_runs_which_blocks_reaches_the_client(tmp_path: Path) -> None:
+    store = Store(tmp_path / "bll.db")
+    store.create("one", "m", b"", PLAN)
+    placed = BlocksPlaced(40, True, (PlacedWorker((0, 1), 0.625, (3,)), PlacedWorker((2,), 0.375, ())))
+    store.append("one", placed)
+    (kept,) = store.events("one", 1)
+    assert kept.event == placed
+    seen = read(bll_client.BlocksPlaced, convert.event_message(kept).blocks_placed)
+    workers = (bll_client.PlacedWorker((0, 1), 0.625, (3,)), bll_client.PlacedWorker((2,), 0.375, ()))
+    assert seen == bll_client.BlocksPlaced(40, True, workers)
 
 
 def test_every_enum_of_the_config_is_compared() -> None:

@@ -11,12 +11,14 @@ from bll.events import (
     AlarmSignature,
     BlockDiagnostics,
     BlockProgress,
+    BlocksPlaced,
     BlockWaiting,
     CheckpointDamaged,
     CheckpointSaved,
     Evaluation,
     Event,
     Figure,
+    PlacedWorker,
     RegressionEvaluation,
     RegressionScores,
     RolledBack,
@@ -30,8 +32,11 @@ numbers = st.floats(allow_nan=False)
 counts = st.integers(0, 2**53)
 scores = st.builds(Scores, numbers, numbers, numbers, numbers)
 regression_scores = st.builds(RegressionScores, *[numbers] * 6)
+some_counts = st.lists(counts, max_size=3).map(tuple)
+placed_workers = st.builds(PlacedWorker, some_counts, numbers, some_counts)
 events = st.one_of(
     st.builds(BlockProgress, counts, counts, counts, *[numbers] * 11),
+    st.builds(BlocksPlaced, counts, st.booleans(), st.lists(placed_workers, max_size=3).map(tuple)),
     st.builds(BlockWaiting, counts, counts, st.booleans(), numbers, st.booleans()),
     st.builds(
         Evaluation, st.text(), counts, counts, counts, scores, scores, st.lists(scores, max_size=3).map(tuple), numbers

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bll.config import TrainingConfig
-from bll.forecast import Forecast, WorkerForecast, forecast
+from bll.forecast import Forecast, Load, forecast
 from bll.partition import resolve
 from bll.plain import from_dict
 from bll.plan import Plan
@@ -25,8 +25,8 @@ epochs: 1
 
 
 def expected(times_s: list[float], cores: int) -> Forecast:
-    workers = tuple(WorkerForecast(range(k, k + 1), time_s, 0) for k, time_s in enumerate(times_s))
-    return Forecast(workers, batch_size=100, cores=cores)
+    workers = tuple(Load(range(k, k + 1), time_s, 0) for k, time_s in enumerate(times_s))
+    return Forecast(units=workers, workers=workers, batch_size=100, cores=cores)
 
 
 def plan_of(**values: object) -> Plan:
@@ -71,6 +71,17 @@ def test_blocks_that_share_losses_are_one_worker() -> None:
     assert found.speed_up == 1.0
 
 
+def test_workers_take_what_their_blocks_take_and_the_slowest_as_little_as_can_be() -> None:
+    found = forecast(plan_of(executor={"num_workers": 2}))
+    assert [unit.blocks for unit in found.units] == [range(1), range(1, 2), range(2, 3)]
+    assert [block for worker in found.workers for block in worker.blocks] == [0, 1, 2]
+    assert len(found.workers) == 2
+    assert sum(w.memory_bytes for w in found.workers) == sum(u.memory_bytes for u in found.units)
+    times_s = [unit.step_s for unit in found.units]
+    assert found.alone_s == pytest.approx(sum(times_s))
+    assert found.slowest.step_s == pytest.approx(min(max(sum(times_s[:k]), sum(times_s[k:])) for k in (1, 2)))
+
+
 def test_a_run_shorter_than_the_measurement_is_timed_too() -> None:
     found = forecast(plan_of(data={"name": "digits", "train_rows": 32}, epochs=1))
     assert all(worker.step_s > 0 for worker in found.workers)
@@ -82,8 +93,19 @@ def test_the_command_prints_blocks_bounds_and_better_cuts(tmp_path: Path, capsys
     printed = capsys.readouterr().out
     assert "dense 64->256" in printed
     assert "slowest: block" in printed
+    assert "worker 1: block 1, " in printed
     assert "expected with 2 workers" in printed
     assert "cuts [" in printed
+
+
+def test_the_command_tries_another_number_of_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    assert plan_command([str(tmp_path / "spec.yaml"), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "worker 0: blocks 0 to 1, 100% of a step" in printed
+    assert "expected with 1 workers" in printed
+    assert plan_command([str(tmp_path / "spec.yaml"), "--workers", "3"]) == 2
+    assert "executor.num_workers: must be at most 2: a block is never divided, got 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,11 @@ def test_backprop_is_one_block() -> None:
         ({"executor": {"name": "sequential", "num_workers": 2}}, "executor.num_workers", "at most 1: executor 'seq"),
         ({"executor": {"num_workers": 2}, "loss": {"span": 2}}, "executor.num_workers", "at most 1: loss.span 2"),
         ({"executor": {"num_workers": 2}, "rule": "backprop"}, "executor.num_workers", "at most 1"),
+        (
+            {"executor": {"name": "threads", "pin_cpus": True}},
+            "executor.pin_cpus",
+            "executor 'threads', whose",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(values: dict[str, Any], field: str, words: str) -> None:
@@ -170,6 +175,17 @@ def test_vectors_are_no_images(tmp_path: Any) -> None:
         resolve(
             config(data={**spec, "augmentation": "shift"}, network={"architecture": "mlp", "widths": [4]}), tmp_path
         )
+
+
+def test_more_workers_than_cores_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warned(**executor: Any) -> bool:
+        return any("share 2 cores; num_workers" in warning for warning in resolve(config(executor=executor)).warnings)
+
+    monkeypatch.setattr("bll.partition.usable_cores", lambda: 2)
+    assert warned()
+    assert warned(num_workers=2, threads_per_block=2)
+    assert not warned(num_workers=2)
+    assert not warned(name="sequential", threads_per_block=2)
 
 
 def test_probable_mistakes_are_warned_of() -> None:

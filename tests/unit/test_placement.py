@@ -54,6 +54,14 @@ def test_costs_without_a_measurement_are_the_multiply_adds_of_units() -> None:
     assert place(plan, 2, flops(plan)).workers[0] == range(1)  # 64 inputs to 64 units weigh more than the rest
 
 
+def test_workers_that_are_pinned_have_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {3, 5, 6, 7})
+    plan = plan_of(executor={"pin_cpus": True, "threads_per_block": 2, "num_workers": 2})
+    assert place(plan, 2, flops(plan)).cpus == ((3, 5), (6, 7))
+    assert place(plan, 3, flops(plan)).cpus == ((3, 5), (6, 7), (3, 5))
+    assert place(plan_of(), 2, flops(plan)).cpus == ()
+
+
 def test_a_worker_is_named_after_its_blocks() -> None:
     assert worker_name(range(2, 3)) == "block-2"
     assert worker_name(range(2, 5)) == "blocks-2-4"

@@ -17,6 +17,7 @@ from bll_client import (
     Alarm,
     BlockDiagnostics,
     BlockProgress,
+    BlocksPlaced,
     BlockWaiting,
     CheckpointDamaged,
     CheckpointSaved,
@@ -25,6 +26,7 @@ from bll_client import (
     Job,
     JobEvent,
     JobState,
+    PlacedWorker,
     RolledBack,
     StateChange,
 )
@@ -198,6 +200,13 @@ def _wait(waiting: BlockWaiting) -> str:
     return f"block {waiting.block} {verb} {waiting.wait.total_seconds():.0f} s for {what}"
 
 
+def _placed(worker: PlacedWorker) -> str:
+    """What a worker runs, in words."""
+    blocks = ("block " if len(worker.blocks) == 1 else "blocks ") + ", ".join(map(str, worker.blocks))
+    where = f" on cores {', '.join(map(str, worker.cpus))}" if worker.cpus else ""
+    return f"{blocks} ({worker.share:.0%} of a step){where}"
+
+
 def line(event: JobEvent) -> str:
     """One event in words; empty for diagnostics, two dozen numbers that are for programs."""
     match event.event:
@@ -213,6 +222,8 @@ def line(event: JobEvent) -> str:
             return f"{evaluation.split} epoch {evaluation.epoch} step {evaluation.step}: {scores(evaluation)}"
         case BlockDiagnostics():
             return ""
+        case BlocksPlaced(workers=workers):
+            return "workers: " + " | ".join(_placed(worker) for worker in workers)
         case BlockWaiting() as waiting:
             return _wait(waiting)
         case Alarm() as alarm:

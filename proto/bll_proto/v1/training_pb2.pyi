@@ -1290,6 +1290,7 @@ class ExecutorSpec(_message.Message):
     MESSAGES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEPS_FIELD_NUMBER: _builtins.int
     NUM_WORKERS_FIELD_NUMBER: _builtins.int
+    PIN_CPUS_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_KEPT_FIELD_NUMBER: _builtins.int
@@ -1304,6 +1305,10 @@ class ExecutorSpec(_message.Message):
     num_workers: _builtins.int
     """num_workers is the number of processes that the blocks share, in groups of consecutive ones; 0 or absence means one
     a block, which is also the most.
+    """
+    pin_cpus: _builtins.bool
+    """pin_cpus lets each worker keep to cores of its own, threads_per_block many; executor PROCESSES only. Absence means
+    false.
     """
     precision: Global___PrecisionName.ValueType
     checkpoints_kept: _builtins.int
@@ -1327,6 +1332,7 @@ class ExecutorSpec(_message.Message):
         messages_in_flight: _builtins.int | None = ...,
         checkpoint_steps: _builtins.int | None = ...,
         num_workers: _builtins.int | None = ...,
+        pin_cpus: _builtins.bool | None = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
         precision: Global___PrecisionName.ValueType = ...,
         checkpoints_kept: _builtins.int | None = ...,
@@ -1334,9 +1340,9 @@ class ExecutorSpec(_message.Message):
         max_restarts: _builtins.int | None = ...,
         heartbeat_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_checkpoints_kept", b"_checkpoints_kept", "_heartbeat_seconds", b"_heartbeat_seconds", "_max_restarts", b"_max_restarts", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "checkpoints_kept", b"checkpoints_kept", "heartbeat_seconds", b"heartbeat_seconds", "max_restarts", b"max_restarts", "messages_in_flight", b"messages_in_flight", "num_workers", b"num_workers", "threads_per_block", b"threads_per_block"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_checkpoints_kept", b"_checkpoints_kept", "_heartbeat_seconds", b"_heartbeat_seconds", "_max_restarts", b"_max_restarts", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_pin_cpus", b"_pin_cpus", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "checkpoints_kept", b"checkpoints_kept", "heartbeat_seconds", b"heartbeat_seconds", "max_restarts", b"max_restarts", "messages_in_flight", b"messages_in_flight", "num_workers", b"num_workers", "pin_cpus", b"pin_cpus", "threads_per_block", b"threads_per_block"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_checkpoints_kept", b"_checkpoints_kept", "_heartbeat_seconds", b"_heartbeat_seconds", "_max_restarts", b"_max_restarts", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "checkpoints_kept", b"checkpoints_kept", "devices", b"devices", "heartbeat_seconds", b"heartbeat_seconds", "max_restarts", b"max_restarts", "messages_in_flight", b"messages_in_flight", "name", b"name", "num_workers", b"num_workers", "precision", b"precision", "recovery", b"recovery", "threads_per_block", b"threads_per_block"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_checkpoints_kept", b"_checkpoints_kept", "_heartbeat_seconds", b"_heartbeat_seconds", "_max_restarts", b"_max_restarts", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_pin_cpus", b"_pin_cpus", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "checkpoints_kept", b"checkpoints_kept", "devices", b"devices", "heartbeat_seconds", b"heartbeat_seconds", "max_restarts", b"max_restarts", "messages_in_flight", b"messages_in_flight", "name", b"name", "num_workers", b"num_workers", "pin_cpus", b"pin_cpus", "precision", b"precision", "recovery", b"recovery", "threads_per_block", b"threads_per_block"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_steps: _TypeAlias = _typing.Literal["checkpoint_steps"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_steps: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps"]  # noqa: Y015
@@ -1350,6 +1356,8 @@ class ExecutorSpec(_message.Message):
     _WhichOneofArgType__messages_in_flight: _TypeAlias = _typing.Literal["_messages_in_flight", b"_messages_in_flight"]  # noqa: Y015
     _WhichOneofReturnType__num_workers: _TypeAlias = _typing.Literal["num_workers"]  # noqa: Y015
     _WhichOneofArgType__num_workers: _TypeAlias = _typing.Literal["_num_workers", b"_num_workers"]  # noqa: Y015
+    _WhichOneofReturnType__pin_cpus: _TypeAlias = _typing.Literal["pin_cpus"]  # noqa: Y015
+    _WhichOneofArgType__pin_cpus: _TypeAlias = _typing.Literal["_pin_cpus", b"_pin_cpus"]  # noqa: Y015
     _WhichOneofReturnType__threads_per_block: _TypeAlias = _typing.Literal["threads_per_block"]  # noqa: Y015
     _WhichOneofArgType__threads_per_block: _TypeAlias = _typing.Literal["_threads_per_block", b"_threads_per_block"]  # noqa: Y015
     @_typing.overload
@@ -1364,6 +1372,8 @@ class ExecutorSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__messages_in_flight) -> _WhichOneofReturnType__messages_in_flight | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_workers) -> _WhichOneofReturnType__num_workers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pin_cpus) -> _WhichOneofReturnType__pin_cpus | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threads_per_block) -> _WhichOneofReturnType__threads_per_block | None: ...
 
@@ -1479,6 +1489,72 @@ class BlockWaiting(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BlockWaiting: _TypeAlias = BlockWaiting  # noqa: Y015
+
+@_typing.final
+class BlocksPlaced(_message.Message):
+    """BlocksPlaced says which worker runs which blocks, each time that workers are started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """step is the number of steps done before."""
+    measured: _builtins.bool
+    """measured is true where the shares are of timed training steps, false where they are of multiply-adds."""
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacedWorker]:
+        """workers are in the order of their blocks."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        measured: _builtins.bool = ...,
+        workers: _abc.Iterable[Global___PlacedWorker] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measured", b"measured", "step", b"step", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlocksPlaced: _TypeAlias = BlocksPlaced  # noqa: Y015
+
+@_typing.final
+class PlacedWorker(_message.Message):
+    """PlacedWorker is one thread or process, and what it runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """share is the fraction of a step's work that is its."""
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """blocks count from 0; they are consecutive."""
+
+    @_builtins.property
+    def cpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """cpus are the cores that it keeps to. Empty means any."""
+
+    def __init__(
+        self,
+        *,
+        blocks: _abc.Iterable[_builtins.int] | None = ...,
+        share: _builtins.float = ...,
+        cpus: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cpus", b"cpus", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacedWorker: _TypeAlias = PlacedWorker  # noqa: Y015
 
 @_typing.final
 class Scores(_message.Message):
@@ -1880,6 +1956,7 @@ class JobEvent(_message.Message):
     BLOCK_WAITING_FIELD_NUMBER: _builtins.int
     CHECKPOINT_DAMAGED_FIELD_NUMBER: _builtins.int
     ROLLED_BACK_FIELD_NUMBER: _builtins.int
+    BLOCKS_PLACED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number rises by one from 1, without gaps."""
     @_builtins.property
@@ -1902,6 +1979,8 @@ class JobEvent(_message.Message):
     def checkpoint_damaged(self) -> Global___CheckpointDamaged: ...
     @_builtins.property
     def rolled_back(self) -> Global___RolledBack: ...
+    @_builtins.property
+    def blocks_placed(self) -> Global___BlocksPlaced: ...
     def __init__(
         self,
         *,
@@ -1916,12 +1995,13 @@ class JobEvent(_message.Message):
         block_waiting: Global___BlockWaiting | None = ...,
         checkpoint_damaged: Global___CheckpointDamaged | None = ...,
         rolled_back: Global___RolledBack | None = ...,
+        blocks_placed: Global___BlocksPlaced | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "checkpoint_damaged", b"checkpoint_damaged", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "rolled_back", b"rolled_back", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "blocks_placed", b"blocks_placed", "checkpoint_damaged", b"checkpoint_damaged", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "rolled_back", b"rolled_back", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "checkpoint_damaged", b"checkpoint_damaged", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "number", b"number", "rolled_back", b"rolled_back", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "blocks_placed", b"blocks_placed", "checkpoint_damaged", b"checkpoint_damaged", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "number", b"number", "rolled_back", b"rolled_back", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "block_progress", "evaluation", "checkpoint_saved", "block_diagnostics", "alarm", "block_waiting", "checkpoint_damaged", "rolled_back"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "block_progress", "evaluation", "checkpoint_saved", "block_diagnostics", "alarm", "block_waiting", "checkpoint_damaged", "rolled_back", "blocks_placed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -11,6 +11,7 @@ from bll.events import (
     Alarm,
     BlockDiagnostics,
     BlockProgress,
+    BlocksPlaced,
     BlockWaiting,
     CheckpointDamaged,
     CheckpointSaved,
@@ -37,6 +38,7 @@ class StateChange:
 RunEvent = (
     BlockProgress
     | BlockDiagnostics
+    | BlocksPlaced
     | BlockWaiting
     | Evaluation
     | Alarm

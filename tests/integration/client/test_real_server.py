@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import bll_client
-from bll_client import BlockDiagnostics, BlockProgress, CheckpointSaved, Evaluation, JobState, StateChange
+from bll_client import BlockDiagnostics, BlockProgress, BlocksPlaced, CheckpointSaved, Evaluation, JobState, StateChange
 from bll_server.app import Server
 from bll_server.settings import Settings
 
@@ -65,6 +65,7 @@ def test_all_events_of_a_job_can_be_watched_after_it(real: Any, trained: Any) ->
     assert [event.number for event in events] == list(range(1, trained.last_event + 1))
     assert {type(event.event) for event in events} == {
         StateChange,
+        BlocksPlaced,
         BlockProgress,
         BlockDiagnostics,
         Evaluation,
