@@ -129,7 +129,7 @@ class BlockUnit:
         device = device_of(self.config.executor, index)
         self.lane = make_lane(device, own_stream=not keeps_graph)
         self.arithmetic = Arithmetic(self.config.executor.precision, device)
-        needs_statistics = self.is_first or self.plan.is_regression
+        needs_statistics = (self.is_first or self.plan.is_regression) and not run.start_step
         with self.lane.current():
             self.block = build_block(run.plan, index, data.statistics(dataset.train) if needs_statistics else None)
             self.block.place(device, self.lane.generator())

@@ -22,6 +22,7 @@ class Heartbeats:
 
     def __init__(self, context: BaseContext, num_workers: int, limit_s: float) -> None:
         """`limit_s`: silence after which a worker counts as lost; 0 = never."""
+        self.limit_s = limit_s
         # One interval more than looks: what happens right after a beat is found within the limit all the same.
         self.interval_s = limit_s / (_CHECKS + 1) if limit_s else math.inf
         self.beats: MutableSequence[float] = context.RawArray("d", num_workers)
@@ -29,6 +30,10 @@ class Heartbeats:
     def beat(self, worker: int) -> None:
         """Show that `worker` is alive. Twice an interval will do."""
         self.beats[worker] = time.monotonic()
+
+    def has_beaten(self, worker: int) -> bool:
+        """Whether `worker` has come to its first beat."""
+        return bool(self.beats[worker])
 
 
 class Listener:

@@ -80,9 +80,9 @@ class ProcessExecutor:
             raise
 
     def _start(self, run: Run) -> None:
-        self._heartbeat_s = run.plan.config.executor.heartbeat_seconds
-        heartbeats = Heartbeats(self._context, len(self._workers), self._heartbeat_s)
-        self._listener = Listener(heartbeats)
+        limit_s = run.plan.config.executor.heartbeat_seconds
+        self._heartbeats = Heartbeats(self._context, len(self._workers), limit_s)
+        self._listener = Listener(self._heartbeats)
         # Kept: a child opens what channels are made of when it starts.
         self._links = wire(run.plan, self._workers, self.make_channel, emit=_unwired, stop_requested=_unwired)
         cpus = run.placement.cpus or ((),) * len(self._workers)
@@ -90,7 +90,7 @@ class ProcessExecutor:
             events, sender = self._context.Pipe(duplex=False)
             lifeline, held = self._context.Pipe(duplex=False)
             channels = (link.inbox, link.outbox, link.backward_in, link.backward_out)
-            life = _Life(lifeline, heartbeats, index, own_cpus)
+            life = _Life(lifeline, self._heartbeats, index, own_cpus)
             process = self._context.Process(
                 target=_work,
                 args=(run, blocks, self._data, channels, sender, life, self._stop),
@@ -118,14 +118,15 @@ class ProcessExecutor:
                     try:
                         event = running[index].recv()
                     except (EOFError, OSError):
-                        yield from self._lost(index, self._death(index))
+                        yield from self._lost(self._death(index))
                     if isinstance(event, Exception):
                         raise event
                     if isinstance(event, BlockEnded):
                         del running[index]
                     yield event
                 if (silent := self._listener.silent(running, time.monotonic())) is not None:
-                    yield from self._lost(silent, f"gave no sign of life for {self._heartbeat_s:g} seconds")
+                    how = f"gave no sign of life for {self._heartbeats.limit_s:g} seconds"
+                    yield from self._lost(WorkerLost(self._workers[silent][0], self._whose(silent) + how))
         finally:
             self._end()
 
@@ -137,11 +138,10 @@ class ProcessExecutor:
             self._cancelled = True
             self._wake.send_bytes(b"cancel")
 
-    def _lost(self, index: int, how: str) -> Generator[WorkerEvent, None, None]:
-        """End the workers, pass on what they had told, and raise WorkerLost."""
-        process, blocks = self._processes[index], self._workers[index]
-        for each in self._processes:
-            each.kill()
+    def _lost(self, error: BlockFailed) -> Generator[WorkerEvent, None, None]:
+        """End the workers, pass on what they had told, and raise `error`."""
+        for process in self._processes:
+            process.kill()
         for events in self._events:
             with contextlib.suppress(EOFError, OSError):
                 while True:
@@ -149,14 +149,20 @@ class ProcessExecutor:
                     if isinstance(event, Exception):
                         raise event
                     yield event
-        whose = "its process" if len(blocks) == 1 else f"the process of {worker_name(blocks)}"
-        raise WorkerLost(blocks[0], f"{whose} (pid {process.pid}) {how}")
+        raise error
 
-    def _death(self, index: int) -> str:
+    def _death(self, index: int) -> BlockFailed:
         process = self._processes[index]
         process.join()
         code = process.exitcode or 0
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        # Who cannot even start, because of what it was given, would not do so another time.
+        began = code < 0 or self._heartbeats.has_beaten(index)
+        return (WorkerLost if began else BlockFailed)(self._workers[index][0], self._whose(index) + how)
+
+    def _whose(self, index: int) -> str:
+        blocks, pid = self._workers[index], self._processes[index].pid
+        return f"{'its process' if len(blocks) == 1 else f'the process of {worker_name(blocks)}'} (pid {pid}) "
 
     def _end(self) -> None:
         for process in self._processes:
