@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bll.config import BlocksConfig, TrainingConfig
-from bll.events import BlockProgress, CheckpointSaved, Evaluation, Scores
+from bll.events import BlockProgress, CheckpointDamaged, CheckpointSaved, Evaluation, Scores
 from bll.plan import BlockPlan, Plan
 from bll_server.errors import IllegalState, InvalidRequest, JobExists, NotFound, RequestIdReused, StorageFull
 from bll_server.jobs.records import Failure, Progress, RunEvent, StateChange
@@ -232,3 +232,10 @@ def test_events_of_every_kind_read_back_as_they_were(store: Store, event: RunEve
     queue(store)
     store.append("one", event)
     assert store.events("one", 1)[0].event == event
+
+
+def test_a_damaged_checkpoint_is_the_newest_no_more(store: Store) -> None:
+    queue(store)
+    store.append("one", CheckpointSaved(step=20, epoch=0))
+    store.append("one", CheckpointDamaged(20, 10, "block-1.safetensors: truncated"))
+    assert store.get("one").checkpoint_step == 10
