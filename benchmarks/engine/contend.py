@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from benchmarks.engine.bridge import BridgedProcesses
 from benchmarks.engine.contenders import Contender, Figures, Window, from_json
 from benchmarks.engine.delay import DelayedProcesses
 from benchmarks.engine.resident import baseline_bytes, grandchildren, peak_bytes, reset_peak, worker_baseline_bytes
@@ -25,6 +26,7 @@ from benchmarks.engine.rivals import Trainer, make_trainer
 from bll import data
 from bll.choices import ExecutorName
 from bll.events import BlockProgress
+from bll.executors import Executor
 from bll.forecast import forecast
 from bll.partition import resolve
 from bll.placement import Placement
@@ -39,8 +41,8 @@ def main(contender: Contender, rank: int, rendezvous: str) -> Figures:
     baseline = baseline_bytes()
     plan = resolve(contender.config())
     match contender.kind:
-        case "bll":
-            return train_blocks(plan, contender.window, baseline, contender.round_trip_ms)
+        case "bll" | "hosted":
+            return train_blocks(plan, contender.window, baseline, distant_executor(contender))
         case "forecast":
             found = forecast(plan)
             steps_s = [worker.step_s for worker in found.workers]
@@ -84,7 +86,7 @@ def train_rival(contender: Contender, plan: Plan, baseline: int, barrier: Callab
     }
 
 
-def train_blocks(plan: Plan, window: Window, baseline: int, round_trip_ms: float | None = None) -> Figures:
+def train_blocks(plan: Plan, window: Window, baseline: int, executor: Executor | None = None) -> Figures:
     """Throughput of the last block over the window by this process's clock, and memory of the largest worker.
 
     `baseline` bytes this process held before anything was read or built.
@@ -97,7 +99,7 @@ def train_blocks(plan: Plan, window: Window, baseline: int, round_trip_ms: float
     reported: list[BlockProgress] = []
     start = 0.0
     with tempfile.TemporaryDirectory(prefix="bll-bench-") as folder:
-        for event in (events := _events(plan, Path(folder), round_trip_ms)):
+        for event in (events := _events(plan, Path(folder), executor)):
             if not isinstance(event, BlockProgress) or event.block != plan.num_blocks - 1:
                 continue
             if event.step == window.warm_up:
@@ -120,12 +122,19 @@ def train_blocks(plan: Plan, window: Window, baseline: int, round_trip_ms: float
     }
 
 
-def _events(plan: Plan, run_dir: Path, round_trip_ms: float | None) -> Generator[object, None, None]:
-    """The events of a run, between whose workers links have a round trip if it is not None."""
-    if round_trip_ms is None:
+def distant_executor(contender: Contender) -> Executor | None:
+    """Who runs blocks between which there are links of a round trip; None: whom the plan names."""
+    if contender.round_trip_ms is None:
+        return None
+    processes = BridgedProcesses if contender.kind == "hosted" else DelayedProcesses
+    return processes(contender.round_trip_ms / 1e3)
+
+
+def _events(plan: Plan, run_dir: Path, executor: Executor | None) -> Generator[object, None, None]:
+    """The events of a run."""
+    if executor is None:
         yield from Training(plan, run_dir).events()
         return
-    executor = DelayedProcesses(round_trip_ms / 1e3)
     executor.launch(Run(plan, "", run_dir, data_root=None, start_step=0, placement=Placement(plan.units)))
     yield from executor.events()
 

@@ -50,7 +50,8 @@ class Contender:
     """One way of training a network."""
 
     kind: str
-    """Of `RIVALS`, or `bll`; of the latter also its `forecast`, where it is first `cut`, and the same as a `job`."""
+    """Of `RIVALS`, or `bll`; of the latter also its `forecast`, where it is first `cut`, and the same as a `job`, or
+    with each worker `hosted` by itself."""
     spec: Spec
     window: Window
     threads: int = 1
@@ -61,7 +62,8 @@ class Contender:
     """First layers of a pipeline's stages but the first."""
     microbatches: int = 1
     round_trip_ms: float | None = None
-    """Of the links between its processes; None = those within one host. Those of `bll` are rings that delay."""
+    """Of the links between its processes; None = those within one host. Those of `bll` are rings that delay, those of
+    `hosted` the network that rivals have."""
 
     def links(self) -> Network | Loopback:
         """What its ranks talk over."""

@@ -19,7 +19,10 @@ from bll.plain import from_dict
 
 ROUND_TRIPS_MS = (0.0, 1.0, 10.0, 50.0)
 FARTHEST_MS = ROUND_TRIPS_MS[-1]
-NETWORKS = {"cnn": (CNN, Window(10, 5)), "resnet18": (HALVED_RESNET18, Window(3, 5))}
+ENDS_MS = (0.0, FARTHEST_MS)
+NETWORKS = {"cnn": (CNN, Window(20, 5)), "resnet18": (HALVED_RESNET18, Window(3, 5))}
+VARIED = "cnn"
+"""The network on which other numbers of messages in flight, and a chain of twins, are measured too."""
 MICROBATCHES = 4
 IN_FLIGHT = ExecutorConfig().messages_in_flight
 WINDOWS = (1, 2, 8)
@@ -29,12 +32,13 @@ _MAX_ROUNDS = 3
 
 _NOTES = (
     "In rounds, each in processes of its own; throughput over a window of steps after a warm-up, beside the same at "
-    "0 ms by the median of the rounds' ratios. Links are made in two ways, because BLL's rings lie in shared memory. "
-    "For BLL: rings that hand a packet over, and tell of a freed slot, half a round trip later, at memory's bandwidth. "
-    "For the rivals: the kernel's TCP between network namespaces, whose packets a process carries half a round trip "
-    f"later, some 150 MB/s, windows of 128 MB, at 0 ms too. BLL with the default of {IN_FLIGHT} messages in flight "
-    f"where not said otherwise; pipelines with {MICROBATCHES} microbatches. Blocks and stages are cut alike, by the "
-    "planner. A thread for each worker, on the machine's cores."
+    "0 ms by the median of the rounds' ratios. TCP: the kernel's, between network namespaces, whose packets a process "
+    "carries half a round trip later, some 150 MB/s, windows of 128 MB; the rivals' gloo, and for BLL a connection for "
+    "each line, between the rings of its ends. Rings: those in shared memory, which hand a packet over, and tell of a "
+    "freed slot, half a round trip later, at memory's bandwidth: no more messages are under way than "
+    f"messages_in_flight, by default {IN_FLIGHT}; other numbers, and the chain, in 2 blocks. Pipelines with "
+    f"{MICROBATCHES} microbatches. Blocks and stages are cut alike, by the planner. A thread for each worker, on the "
+    "machine's cores."
 )
 
 
@@ -72,6 +76,8 @@ def links(effort: Effort) -> None:
     tally, rounds = effort.tally("links"), min(effort.rounds, _MAX_ROUNDS)
     for network, (spec, window) in NETWORKS.items():
         lines = [line for workers in (2, 4) for line in _lines(spec, effort.window(window), workers)]
+        if network == VARIED:
+            lines += _variants(lines[0].contender)
         contenders = {name: contender for line in lines for name, contender in line.contenders().items()}
         found = run(contenders, rounds, tally, network)
         rows = [row for line in lines for row in line.rows(found)]
@@ -80,27 +86,28 @@ def links(effort: Effort) -> None:
 
 
 def _lines(spec: Spec, window: Window, workers: int) -> Iterator[Line]:
-    """Everybody with so many workers."""
+    """Everybody with so many workers, BLL first."""
     cuts = resolve(from_dict(TrainingConfig, merged(spec, {"blocks": {"num_blocks": workers}}))).config.blocks.cuts
     blocks = {"blocks": {"num_blocks": workers, "cuts": list(cuts)}, "executor": {"name": "processes"}}
     bll = Contender("bll", merged(spec, blocks), window)
-    yield Line(f"BLL, {workers} blocks", bll, target=TARGET)
-    ends = (0.0, FARTHEST_MS)
-    if workers == 2:
-        for slots in WINDOWS:
-            changed = replace(bll, spec=merged(bll.spec, {"executor": {"messages_in_flight": slots}}))
-            yield Line(f"BLL, {workers} blocks, {slots} in flight", changed, ends)
-    else:
-        chain = replace(bll, spec=merged(bll.spec, {"backward": {"twin": "chain"}}))
-        yield Line(f"BLL with a chain of twins, {workers} blocks", chain, ends)
+    yield Line(f"BLL over rings, {workers} blocks", bll, target=TARGET)
     if is_possible():
+        yield Line(f"BLL over TCP, {workers} blocks", replace(bll, kind="hosted"), target=TARGET)
         rival = Contender("ddp", spec, window, ranks=workers)
         pipeline = replace(rival, cuts=cuts, microbatches=MICROBATCHES)
         yield Line(f"DDP, {workers} ranks", rival)
         yield Line(f"1F1B, {workers} stages", replace(pipeline, kind="1f1b"))
-        if workers == 2:
-            yield Line(f"GPipe, {workers} stages", replace(pipeline, kind="gpipe"))
+        yield Line(f"GPipe, {workers} stages", replace(pipeline, kind="gpipe"), ENDS_MS)
+
+
+def _variants(bll: Contender) -> Iterator[Line]:
+    """What bears on how far BLL reaches: messages in flight, and messages that go left."""
+    for slots in WINDOWS:
+        changed = merged(bll.spec, {"executor": {"messages_in_flight": slots}})
+        yield Line(f"BLL over rings, {slots} in flight", replace(bll, spec=changed), ENDS_MS)
+    chain = merged(bll.spec, {"backward": {"twin": "chain"}})
+    yield Line("BLL over rings, a chain of twins", replace(bll, spec=chain), ENDS_MS)
 
 
 def _missing() -> str:
-    return "" if is_possible() else "The rivals were not measured: it takes root and /dev/net/tun. "
+    return "" if is_possible() else "TCP was not measured: it takes root and /dev/net/tun. "

@@ -61,6 +61,11 @@ class Network:
         self._devices: dict[int, int] = {}
         """File descriptor of each host's device, by the last number of its address."""
 
+    @property
+    def next_address(self) -> str:
+        """Of the host that is made next."""
+        return _address(len(self._devices) + 1)
+
     def on_new_host(self, start: Callable[[], T]) -> T:
         """What `start()` returns, called on a new host: the processes that it starts live there."""
         number = len(self._devices) + 1
@@ -102,6 +107,10 @@ class Network:
                     os.write(device, packet)
 
 
+def _address(number: int) -> str:
+    return f"10.77.0.{number}"
+
+
 def is_possible() -> bool:
     """Whether this machine, and this user, can have such networks."""
     return os.geteuid() == 0 and Path("/dev/net/tun").exists()
@@ -116,7 +125,7 @@ def _on_new_host(number: int, start: Callable[[], T]) -> tuple[int, T]:
     for command in (
         "link set lo up",
         f"link set {Network.device} mtu {_MTU} txqueuelen 10000 up",
-        f"address add 10.77.0.{number}/24 dev {Network.device}",
+        f"address add {_address(number)}/24 dev {Network.device}",
     ):
         subprocess.run(["ip", *command.split()], check=True)
     for name, value in _SETTINGS.items():

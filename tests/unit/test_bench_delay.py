@@ -1,4 +1,4 @@
-"""A delayed link changes when packets arrive, and nothing else."""
+"""A long link changes when packets arrive, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import hashlib
 import multiprocessing
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
+from benchmarks.engine.bridge import BridgedProcesses
 from benchmarks.engine.delay import DelayedProcesses, DelayedRing
+from benchmarks.engine.network import is_possible
 from bll.config import TrainingConfig
 from bll.executors import Executor
 from bll.executors.sequential import SequentialExecutor
@@ -30,6 +34,7 @@ SPEC = {
     "epochs": 1,
 }
 LIMIT_S = 30.0
+DISTANT = [DelayedProcesses, *([BridgedProcesses] if is_possible() else [])]
 
 
 def ring_of(slots: int, round_trip_s: float) -> DelayedRing:
@@ -77,7 +82,10 @@ def test_without_a_delay_it_is_the_ring() -> None:
     assert [received.step for _ in range(3) if (received := ring.receive(LIMIT_S))] == [0, 1, 2]
 
 
-def test_weights_over_delayed_links_are_those_of_the_sequential_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("distant", DISTANT)
+def test_weights_over_distant_links_are_those_of_the_sequential_loop(
+    distant: Callable[[float], Executor], tmp_path: Path
+) -> None:
     plan = resolve(from_dict(TrainingConfig, SPEC))
 
     def saved(name: str, executor: Executor) -> list[str]:
@@ -89,4 +97,4 @@ def test_weights_over_delayed_links_are_those_of_the_sequential_loop(tmp_path: P
 
     expected = saved("sequential", SequentialExecutor())
     assert len(expected) == 2
-    assert saved("delayed", DelayedProcesses(0.01)) == expected
+    assert saved("distant", distant(0.01)) == expected

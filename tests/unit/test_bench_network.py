@@ -17,15 +17,12 @@ from benchmarks.engine.network import Network, is_possible
 pytestmark = pytest.mark.skipif(not is_possible(), reason="network namespaces and TUN devices take root")
 
 
-def listening() -> socket.socket:
-    return socket.create_server(("10.77.0.1", 0))
-
-
 @contextmanager
 def connected(round_trip_s: float) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Both ends of a connection between two hosts: a socket stays on the host that it was made on."""
     network = Network(round_trip_s)
-    server = network.on_new_host(listening)
+    address = (network.next_address, 0)
+    server = network.on_new_host(lambda: socket.create_server(address))
     client = network.on_new_host(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
     with network.carrying(), server, client:
         client.connect(server.getsockname())
