@@ -14,7 +14,9 @@ from benchmarks.record import Row, write
 NETWORKS: Mapping[str, tuple[Spec, float]] = {"transformer": (TRANSFORMER, 0.40), "resnet18": (RESNET18, 0.60)}
 """And the most that the largest worker may take, as a share of backpropagation's memory."""
 
-BLL, BACKPROP = "largest of 4 workers", "backprop"
+BACKPROP = "backprop"
+IN_FLIGHT = (2, 4)
+"""Messages that wait between two workers at most; the last is the default. Each takes memory in both."""
 
 _WINDOW = Window(2, 2)
 _NOTES = (
@@ -31,21 +33,28 @@ def memory(effort: Effort) -> None:
     rows: list[Row] = []
     for name, (spec, target) in NETWORKS.items():
         window = effort.window(_WINDOW)
-        blocks = {"blocks": {"num_blocks": 4, "balance": "activation_bytes"}, "executor": {"name": "processes"}}
-        contenders = {
-            BLL: Contender("bll", merged(spec, blocks), window),
-            BACKPROP: Contender("backprop", spec, window),
-        }
+        contenders = {BACKPROP: Contender("backprop", spec, window)}
+        for messages in IN_FLIGHT:
+            executor = {"name": "processes", "messages_in_flight": messages}
+            blocks = {"blocks": {"num_blocks": 4, "balance": "activation_bytes"}, "executor": executor}
+            contenders[largest(messages)] = Contender("bll", merged(spec, blocks), window)
         rows += rows_of(name, run(contenders, effort.rounds, tally, name), target)
     notes = f"{_NOTES} Commits {', '.join(tally.commits())}."
     write("engine", "memory", "python -m benchmarks.engine memory", [0], rows, notes, effort.results)
 
 
+def largest(messages: int) -> str:
+    """What the contender with so many messages in flight is called."""
+    return f"largest of 4 workers, {messages} messages in flight"
+
+
 def rows_of(network: str, rounds: Rounds, target: float) -> Iterator[Row]:
-    """Peaks in full and net, and their ratio."""
-    for name in (BLL, BACKPROP):
-        yield Row(f"{network}: {name}, in full", rounds.median(name, "peak_bytes") / _MIB, "MiB")
-        yield Row(f"{network}: {name}, net", rounds.median(name, "net_bytes") / _MIB, "MiB")
-    yield Row(f"{network}: in full, over backprop", rounds.ratio(BLL, BACKPROP, "peak_bytes", "peak_bytes"), "ratio")
-    net = rounds.ratio(BLL, BACKPROP, "net_bytes", "net_bytes")
-    yield Row(f"{network}: net, over backprop", net, "ratio", target=target, op="<=")
+    """Peaks in full and net, and their ratios."""
+    for figure, name in (("peak_bytes", "in full"), ("net_bytes", "net")):
+        yield Row(f"{network}: {BACKPROP}, {name}", rounds.median(BACKPROP, figure) / _MIB, "MiB")
+        for messages in IN_FLIGHT:
+            worker = largest(messages)
+            yield Row(f"{network}: {worker}, {name}", rounds.median(worker, figure) / _MIB, "MiB")
+            ratio = rounds.ratio(worker, BACKPROP, figure, figure)
+            asked = target if figure == "net_bytes" else None
+            yield Row(f"{network}: {worker}, {name}, over backprop", ratio, "ratio", target=asked, op="<=")
