@@ -8,6 +8,8 @@ python -m benchmarks.engine memory --quick      a step each, to see that it runs
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 
 from benchmarks.engine.chaos import chaos
 from benchmarks.engine.checkpoints import checkpoints
@@ -43,6 +45,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.what) - set(MEASUREMENTS):
         parser.error(f"measurements are {', '.join(MEASUREMENTS)}, got {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what ends the processes being measured
     for name in arguments.what or MEASUREMENTS:
         MEASUREMENTS[name](QUICK if arguments.quick else FULL)
     return 0

@@ -33,7 +33,7 @@ def limit(effort: Effort) -> None:
     rows: list[Row] = []
     for name, (spec, full) in NETWORKS.items():
         window = effort.window(full)
-        two = merged(spec, {"blocks": {"num_blocks": 2, "cuts": [best_cut(name, spec, tally)]}})
+        two = merged(spec, {"blocks": {"num_blocks": 2, "cuts": [best_cut(name, spec, effort)]}})
         contenders = {FORECAST: Contender("forecast", two, window)}
         for executor in EXECUTORS:
             contenders[executor] = Contender("bll", merged(two, {"executor": {"name": executor}}), window)

@@ -40,7 +40,7 @@ def service(effort: Effort) -> None:
     tally = effort.tally("service")
     rows: list[Row] = []
     for name, (spec, full) in NETWORKS.items():
-        two = {"blocks": {"num_blocks": 2, "cuts": [best_cut(name, spec, tally)]}, "executor": {"name": "processes"}}
+        two = {"blocks": {"num_blocks": 2, "cuts": [best_cut(name, spec, effort)]}, "executor": {"name": "processes"}}
         library = Contender("bll", merged(spec, two), effort.window(full))
         contenders = {LIBRARY: library, SERVICE: replace(library, kind="job")}
         rows += rows_of(name, run(contenders, effort.rounds, tally, name, _measure))

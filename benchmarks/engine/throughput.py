@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,6 @@ from benchmarks.engine.contenders import Contender, Window, measure
 from benchmarks.engine.effort import Effort
 from benchmarks.engine.networks import CNN, HALVED_RESNET18
 from benchmarks.engine.rounds import Rounds, run
-from benchmarks.engine.tally import Tally
 from benchmarks.method.trials import Spec, merged
 from benchmarks.record import Row, write
 
@@ -100,17 +100,23 @@ def throughput(effort: Effort) -> None:
     tally = effort.tally("throughput")
     for race in RACES:
         race = replace(race, window=effort.window(race.window))
-        cut = best_cut(race.name, race.spec, tally)
+        cut = best_cut(race.name, race.spec, effort)
         rounds = run(race.contenders(cut), effort.rounds, tally, race.name)
         notes = f"{_NOTES} Here that is before layer {cut}. Commits {', '.join(tally.commits())}."
         command = "python -m benchmarks.engine throughput"
         write("engine", f"throughput_{race.name}", command, [0], [*rows_of(race, rounds)], notes, effort.results)
 
 
-def best_cut(name: str, spec: Spec, tally: Tally) -> int:
-    """First layer of the second of two blocks that take the same time on this machine, measured once."""
+def best_cut(name: str, spec: Spec, effort: Effort) -> int:
+    """First layer of the second of two blocks that take the same time on this machine; the same for every measurement.
+
+    The median of as many measurements as there are rounds.
+    """
+    tally = effort.tally("cuts")
     balanced = merged(spec, {"blocks": {"num_blocks": 2, "balance": "measured_time"}})
-    return int(tally.once(f"{name}: cut", lambda: measure(Contender("cut", balanced, Window(1, 1))))["cut"])
+    cutter = Contender("cut", balanced, Window(1, 1))
+    found = [tally.once(f"{name}: cut {number + 1}", lambda: measure(cutter)) for number in range(effort.rounds)]
+    return int(statistics.median_low(figures["cut"] for figures in found))
 
 
 def rows_of(race: Race, rounds: Rounds) -> Iterator[Row]:
