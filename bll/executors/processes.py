@@ -118,16 +118,19 @@ class ProcessExecutor:
                     try:
                         event = running[index].recv()
                     except (EOFError, OSError):
-                        yield from self._lost(self._death(index))
+                        yield from self._last_words()
+                        raise self._death(index) from None
                     if isinstance(event, Exception):
                         raise event
                     if isinstance(event, BlockEnded):
                         del running[index]
                     yield event
                 if (silent := self._listener.silent(running, time.monotonic())) is not None:
+                    yield from self._last_words()
                     how = f"gave no sign of life for {self._heartbeats.limit_s:g} seconds"
-                    yield from self._lost(WorkerLost(self._workers[silent][0], self._whose(silent) + how))
+                    raise WorkerLost(self._workers[silent][0], self._whose(silent) + how)
         finally:
+            event = None  # an error here would hold this frame, and with it the executor's memory
             self._end()
 
     def stop(self) -> None:
@@ -138,18 +141,20 @@ class ProcessExecutor:
             self._cancelled = True
             self._wake.send_bytes(b"cancel")
 
-    def _lost(self, error: BlockFailed) -> Generator[WorkerEvent, None, None]:
-        """End the workers, pass on what they had told, and raise `error`."""
+    def _last_words(self) -> Generator[WorkerEvent, None, None]:
+        """End the workers, and pass on what they had told. Raises an error that was among it."""
         for process in self._processes:
             process.kill()
-        for events in self._events:
-            with contextlib.suppress(EOFError, OSError):
-                while True:
-                    event = events.recv()
-                    if isinstance(event, Exception):
-                        raise event
-                    yield event
-        raise error
+        try:
+            for events in self._events:
+                with contextlib.suppress(EOFError, OSError):
+                    while True:
+                        event = events.recv()
+                        if isinstance(event, Exception):
+                            raise event
+                        yield event
+        finally:
+            event = None  # as in `events`
 
     def _death(self, index: int) -> BlockFailed:
         process = self._processes[index]
