@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 import threading
@@ -33,8 +32,7 @@ class Held:
 
 
 def held() -> Held:
-    """What this process holds now, and not only until it next collects its garbage."""
-    gc.collect()  # a lost worker's exception and the frames that it came through hold each other
+    """What this process holds now."""
     named = [path for path in Path("/dev/shm").iterdir() if path.name.startswith(_NAMES)]  # noqa: S108
     return Held(
         workers=frozenset(grandchildren(os.getpid())),
