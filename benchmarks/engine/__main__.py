@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from dataclasses import replace
 
 from benchmarks.engine.chaos import chaos
 from benchmarks.engine.checkpoints import checkpoints
@@ -42,12 +43,15 @@ def main() -> int:
     )
     parser.add_argument("what", nargs="*", metavar="MEASUREMENT", help=f"{', '.join(MEASUREMENTS)}; without one, all")
     parser.add_argument("--quick", action="store_true", help="a step each, to see that everything runs")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"of contenders in turns; {FULL.rounds} without it")
     arguments = parser.parse_args()
     if unknown := set(arguments.what) - set(MEASUREMENTS):
         parser.error(f"measurements are {', '.join(MEASUREMENTS)}, got {', '.join(sorted(unknown))}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what ends the processes being measured
+    effort = QUICK if arguments.quick else FULL
+    effort = replace(effort, rounds=arguments.rounds or effort.rounds)
     for name in arguments.what or MEASUREMENTS:
-        MEASUREMENTS[name](QUICK if arguments.quick else FULL)
+        MEASUREMENTS[name](effort)
     return 0
 
 
