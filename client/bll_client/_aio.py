@@ -85,6 +85,18 @@ class AsyncClient:
         """As `Client.cancel_job`."""
         return await self._send(_calls.cancel_job(name))
 
+    async def pause_job(self, name: str) -> Job:
+        """As `Client.pause_job`."""
+        return await self._send(_calls.pause_job(name))
+
+    async def resume_job(self, name: str) -> Job:
+        """As `Client.resume_job`."""
+        return await self._send(_calls.resume_job(name))
+
+    async def retry_job(self, name: str) -> Job:
+        """As `Client.retry_job`."""
+        return await self._send(_calls.retry_job(name))
+
     async def watch_job(
         self, name: str, after_event: int = 0, *, timeout: timedelta | None = None
     ) -> AsyncIterator[JobEvent]:

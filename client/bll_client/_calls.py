@@ -92,6 +92,21 @@ def cancel_job(name: str) -> Call[training_pb2.CancelJobRequest, training_pb2.Ca
     return Call(lambda stubs: stubs.training.CancelJob, request, lambda response: read(Job, response.job))
 
 
+def pause_job(name: str) -> Call[training_pb2.PauseJobRequest, training_pb2.PauseJobResponse, Job]:
+    request = training_pb2.PauseJobRequest(name=job_name(name))
+    return Call(lambda stubs: stubs.training.PauseJob, request, lambda response: read(Job, response.job))
+
+
+def resume_job(name: str) -> Call[training_pb2.ResumeJobRequest, training_pb2.ResumeJobResponse, Job]:
+    request = training_pb2.ResumeJobRequest(name=job_name(name))
+    return Call(lambda stubs: stubs.training.ResumeJob, request, lambda response: read(Job, response.job))
+
+
+def retry_job(name: str) -> Call[training_pb2.RetryJobRequest, training_pb2.RetryJobResponse, Job]:
+    request = training_pb2.RetryJobRequest(name=job_name(name))
+    return Call(lambda stubs: stubs.training.RetryJob, request, lambda response: read(Job, response.job))
+
+
 def list_models(page_token: str) -> Call[models_pb2.ListModelsRequest, models_pb2.ListModelsResponse, Page[Model]]:
     return Call(
         lambda stubs: stubs.models.ListModels,

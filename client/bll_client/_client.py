@@ -98,6 +98,25 @@ class Client:
         """
         return self._send(_calls.cancel_job(name))
 
+    def pause_job(self, name: str) -> Job:
+        """The job, asked to give its slot back: PAUSED, or PAUSING until its blocks are safe on disk.
+
+        One that has nothing left to train goes on to its end. Raises NotFound, and FailedPrecondition for a job that
+        is being cancelled or is over.
+        """
+        return self._send(_calls.pause_job(name))
+
+    def resume_job(self, name: str) -> Job:
+        """The paused job, queued again, to go on from its newest checkpoint. Raises NotFound, FailedPrecondition."""
+        return self._send(_calls.resume_job(name))
+
+    def retry_job(self, name: str) -> Job:
+        """The failed or cancelled job, queued again under its name, to go on from its newest checkpoint.
+
+        Raises NotFound, FailedPrecondition.
+        """
+        return self._send(_calls.retry_job(name))
+
     def watch_job(self, name: str, after_event: int = 0, *, timeout: timedelta | None = None) -> Iterator[JobEvent]:
         """The job's events after number `after_event`, from the past into the future, each once.
 

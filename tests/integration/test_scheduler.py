@@ -285,6 +285,105 @@ def test_what_is_over_cannot_be_cancelled(bench: Bench) -> None:
         bench.scheduler.cancel("succeed-1")
 
 
+def test_a_queued_job_is_paused_at_once_and_runs_once_it_is_resumed(bench: Bench) -> None:
+    bench.submit("wait-1")
+    bench.submit("succeed-2")
+    assert bench.scheduler.pause("succeed-2").state is State.PAUSED
+    assert bench.scheduler.pause("succeed-2").state is State.PAUSED  # a second time changes nothing
+    bench.training("wait-1")
+    bench.scheduler.cancel("wait-1")
+    bench.end_of("wait-1")
+    assert bench.scheduler.resume("succeed-2").reason == "resumed by request"
+    assert bench.end_of("succeed-2").state is State.SUCCEEDED
+    assert states(bench, "succeed-2")[:3] == [State.QUEUED, State.PAUSED, State.QUEUED]
+
+
+def test_a_running_job_pauses_at_its_next_marker_and_gives_its_slot_to_the_next(bench: Bench) -> None:
+    bench.submit("wait-1")
+    bench.submit("succeed-2")
+    bench.training("wait-1")
+    assert bench.scheduler.pause("wait-1").state is State.PAUSING
+    job = bench.until("wait-1", lambda job: job.state is State.PAUSED)
+    assert (job.checkpoint_step, job.reason) == (12, "paused by request; goes on from step 12")
+    assert bench.end_of("succeed-2").state is State.SUCCEEDED
+    assert bench.store.get("wait-1").state is State.PAUSED
+
+
+def test_a_resumed_job_goes_on_under_its_name_with_the_next_number(bench: Bench) -> None:
+    bench.submit("wait-1")
+    bench.training("wait-1")
+    bench.scheduler.pause("wait-1")
+    paused = bench.until("wait-1", lambda job: job.state is State.PAUSED)
+    job = bench.scheduler.resume("wait-1")
+    assert job.reason == "resumed by request; goes on from step 12"
+    assert job.last_event == paused.last_event + 1
+    bench.training("wait-1")
+    bench.scheduler.cancel("wait-1")
+    bench.end_of("wait-1")
+
+
+@pytest.mark.parametrize(("what", "end"), [("fail-1", State.FAILED), ("wait-1", State.CANCELLED)])
+def test_what_failed_or_was_cancelled_is_retried_from_its_checkpoint(bench: Bench, what: str, end: State) -> None:
+    bench.submit(what)
+    if end is State.CANCELLED:
+        bench.training(what)
+        bench.scheduler.cancel(what)
+    over = bench.end_of(what)
+    watcher = bench.scheduler.watch(what, 0, lambda: False)
+    job = bench.scheduler.retry(what)
+    assert (job.state, job.failure) == (State.QUEUED, None)
+    assert job.reason == f"retried by request; goes on from step {over.checkpoint_step}"
+    # Whoever watches is told of the first end, and goes on watching the second run.
+    seen = [next(watcher) for _ in range(job.last_event)]
+    assert seen[-1] is not None
+    assert seen[-1].event == StateChange(State.QUEUED, job.reason)
+    bench.until(what, lambda job: states(bench, what).count(State.STARTING) == 2)
+    watcher.close()  # type: ignore[attr-defined]
+
+
+def test_a_paused_and_a_pausing_job_can_be_cancelled(bench: Bench) -> None:
+    bench.submit("deaf-1")
+    bench.submit("wait-2")
+    assert bench.scheduler.pause("wait-2").state is State.PAUSED
+    assert bench.scheduler.cancel("wait-2").state is State.CANCELLED
+    bench.training("deaf-1")
+    assert bench.scheduler.pause("deaf-1").state is State.PAUSING
+    assert bench.scheduler.cancel("deaf-1").state is State.CANCELLING
+    assert bench.end_of("deaf-1").state is State.CANCELLED
+
+
+def test_a_request_that_a_state_does_not_allow_says_which_do(bench: Bench) -> None:
+    bench.submit("succeed-1")
+    bench.end_of("succeed-1")
+    for ask, states_ in (
+        (bench.scheduler.pause, "QUEUED, STARTING, RUNNING, PAUSING, PAUSED"),
+        (bench.scheduler.resume, "PAUSED"),
+        (bench.scheduler.retry, "FAILED, CANCELLED"),
+    ):
+        with pytest.raises(IllegalState, match=f"is SUCCEEDED; jobs that are {states_} can be"):
+            ask("succeed-1")
+
+
+def test_a_pausing_job_is_paused_when_the_server_stops_or_dies(tmp_path: Path) -> None:
+    bench = make(tmp_path, cancel_grace_s=0.2)
+    bench.scheduler.start()
+    bench.submit("deaf-1")
+    bench.training("deaf-1")
+    bench.scheduler.pause("deaf-1")
+    bench.scheduler.drain(0)
+    assert bench.store.get("deaf-1").state is State.PAUSED
+    bench.store.transition("deaf-1", State.QUEUED)
+    bench.store.transition("deaf-1", State.STARTING)
+    bench.store.transition("deaf-1", State.PAUSING)
+    bench.store.create("succeed-2", "", b"", PLAN)
+    again = make(tmp_path)
+    again.scheduler.start()
+    assert again.end_of("succeed-2").state is State.SUCCEEDED
+    assert again.store.get("deaf-1").reason == "paused by request; goes on from step 11"
+    assert again.store.get("deaf-1").state is State.PAUSED
+    again.scheduler.drain(0)
+
+
 def test_a_drained_job_is_queued_again_and_says_where_it_goes_on(bench: Bench) -> None:
     bench.submit("wait-1")
     bench.training("wait-1")

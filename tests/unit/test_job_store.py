@@ -12,7 +12,7 @@ from bll.events import BlockProgress, CheckpointDamaged, CheckpointSaved, Evalua
 from bll.plan import BlockPlan, Plan
 from bll_server.errors import IllegalState, InvalidRequest, JobExists, NotFound, RequestIdReused, StorageFull
 from bll_server.jobs.records import Failure, Progress, RunEvent, StateChange
-from bll_server.jobs.states import ACTIVE, FINAL, TRANSITIONS, State
+from bll_server.jobs.states import ACTIVE, FINAL, REQUESTS, TRANSITIONS, Request, State
 from bll_server.jobs.store import Store, _decode_token, _encode_token
 
 PLAN = Plan(
@@ -35,6 +35,8 @@ PATHS: dict[State, list[State]] = {
     State.QUEUED: [],
     State.STARTING: [State.STARTING],
     State.RUNNING: [State.STARTING, State.RUNNING],
+    State.PAUSING: [State.STARTING, State.PAUSING],
+    State.PAUSED: [State.PAUSED],
     State.CANCELLING: [State.STARTING, State.CANCELLING],
     State.SUCCEEDED: [State.STARTING, State.RUNNING, State.SUCCEEDED],
     State.FAILED: [State.STARTING, State.FAILED],
@@ -79,9 +81,30 @@ def test_every_transition_outside_the_table_is_refused_and_changes_nothing(
         assert len(store.events("one", 0)) == events
 
 
-def test_final_states_are_those_without_a_way_out() -> None:
-    assert {State.SUCCEEDED, State.FAILED, State.CANCELLED} == FINAL
+def test_no_final_state_is_active_and_only_a_retry_leaves_one() -> None:
     assert not FINAL & ACTIVE
+    ways_out = {(before, after) for before in FINAL for after in TRANSITIONS[before]}
+    assert ways_out == set(REQUESTS[Request.RETRY].items())
+
+
+@pytest.mark.parametrize("request_", Request)
+def test_what_a_request_leads_to_is_a_legal_transition(request_: Request) -> None:
+    for before, after in REQUESTS[request_].items():
+        assert after is before or after in TRANSITIONS[before]
+
+
+def test_a_transition_from_another_state_than_the_one_looked_at_is_refused(store: Store) -> None:
+    bring(store, queue(store), State.RUNNING)
+    with pytest.raises(IllegalState, match="RUNNING"):
+        store.transition("one", State.QUEUED, before=State.PAUSED)
+
+
+def test_a_retried_job_is_no_longer_over_and_its_events_go_on_numbering(store: Store) -> None:
+    bring(store, queue(store), State.STARTING)
+    failed = store.transition("one", State.FAILED, "no memory", failure=Failure("BlockFailed", "no memory"))
+    job = store.transition("one", State.QUEUED, "retried by request")
+    assert (job.failure, job.end_time, job.reason) == (None, None, "retried by request")
+    assert (job.start_time, job.last_event) == (failed.start_time, failed.last_event + 1)
 
 
 def test_events_are_numbered_without_gaps_when_many_threads_append(store: Store) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bll_client import Client, ClientError, Head
+from bll_client import Client, ClientError, Head, Job
 from bll_client._channel import DEFAULT_TARGET
 from bll_client.cli import output as show
 from bll_client.cli.exits import ExitCode, exit_code
@@ -80,7 +80,7 @@ def train(
     with Client(server) as client:
         job = client.create_job(values, job_id=job_id, validate_only=validate_only)
         if detach or validate_only:
-            show.show_job(job) if output is Format.TABLE else show.print_json(job)
+            _show(job, output)
             return
         if output is Format.TABLE:
             for warning in job.plan.warnings if job.plan else ():
@@ -105,8 +105,7 @@ def list_jobs(
 def get_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
     """Show one job."""
     with Client(server) as client:
-        found = client.get_job(job)
-    show.show_job(found) if output is Format.TABLE else show.print_json(found)
+        _show(client.get_job(job), output)
 
 
 @jobs.command("watch")
@@ -126,8 +125,28 @@ def watch_job(
 def cancel_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
     """Stop one job for good."""
     with Client(server) as client:
-        found = client.cancel_job(job)
-    show.show_job(found) if output is Format.TABLE else show.print_json(found)
+        _show(client.cancel_job(job), output)
+
+
+@jobs.command("pause")
+def pause_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
+    """Stop one job at its next checkpoint, to be resumed later."""
+    with Client(server) as client:
+        _show(client.pause_job(job), output)
+
+
+@jobs.command("resume")
+def resume_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
+    """Queue one paused job again."""
+    with Client(server) as client:
+        _show(client.resume_job(job), output)
+
+
+@jobs.command("retry")
+def retry_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
+    """Queue one failed or cancelled job again, to go on from its newest checkpoint."""
+    with Client(server) as client:
+        _show(client.retry_job(job), output)
 
 
 @models.command("list")
@@ -185,6 +204,10 @@ def predict(
     with Client(server) as client:
         prediction = client.predict(model, values, head)
     show.show_prediction(prediction) if output is Format.TABLE else show.print_json(prediction)
+
+
+def _show(job: Job, output: Format) -> None:
+    show.show_job(job) if output is Format.TABLE else show.print_json(job)
 
 
 def _again(name: str, server: str) -> str:

@@ -55,6 +55,21 @@ class TrainingServiceStub:
                 request_serializer=bll__proto_dot_v1_dot_training__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=bll__proto_dot_v1_dot_training__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/bll.v1.TrainingService/PauseJob',
+                request_serializer=bll__proto_dot_v1_dot_training__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=bll__proto_dot_v1_dot_training__pb2.PauseJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/bll.v1.TrainingService/ResumeJob',
+                request_serializer=bll__proto_dot_v1_dot_training__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=bll__proto_dot_v1_dot_training__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/bll.v1.TrainingService/RetryJob',
+                request_serializer=bll__proto_dot_v1_dot_training__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=bll__proto_dot_v1_dot_training__pb2.RetryJobResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/bll.v1.TrainingService/WatchJob',
                 request_serializer=bll__proto_dot_v1_dot_training__pb2.WatchJobRequest.SerializeToString,
@@ -92,9 +107,36 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """CancelJob asks a job to stop for good. A queued job is CANCELLED at once, a running one is CANCELLING until
-        its workers have ended. Cancelling a cancelled or cancelling job changes nothing.
+        """CancelJob asks a job to stop for good. A queued or paused job is CANCELLED at once, a running one is CANCELLING
+        until its workers have ended. Cancelling a cancelled or cancelling job changes nothing.
         Errors include: NOT_FOUND, FAILED_PRECONDITION (the job has succeeded or failed).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseJob(self, request, context):
+        """PauseJob asks a job to give its slot back. A queued job is PAUSED at once, a running one is PAUSING until its
+        blocks have come to their next marker and are safe on disk. One that has nothing left to train goes on to its
+        end. Pausing a paused or pausing job changes nothing.
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is CANCELLING or over).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """ResumeJob queues a PAUSED job again, to go on from its newest checkpoint.
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is not PAUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJob(self, request, context):
+        """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
+        go on numbering.
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +144,7 @@ class TrainingServiceServicer:
 
     def WatchJob(self, request, context):
         """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
-        makes the state final. Reconnect with the last number seen to go on without loss or repetition.
+        makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
         Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
         UNAVAILABLE (the server is draining).
         """
@@ -132,6 +174,21 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=bll__proto_dot_v1_dot_training__pb2.CancelJobRequest.FromString,
                     response_serializer=bll__proto_dot_v1_dot_training__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=bll__proto_dot_v1_dot_training__pb2.PauseJobRequest.FromString,
+                    response_serializer=bll__proto_dot_v1_dot_training__pb2.PauseJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=bll__proto_dot_v1_dot_training__pb2.ResumeJobRequest.FromString,
+                    response_serializer=bll__proto_dot_v1_dot_training__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=bll__proto_dot_v1_dot_training__pb2.RetryJobRequest.FromString,
+                    response_serializer=bll__proto_dot_v1_dot_training__pb2.RetryJobResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -248,6 +305,87 @@ class TrainingService:
             '/bll.v1.TrainingService/CancelJob',
             bll__proto_dot_v1_dot_training__pb2.CancelJobRequest.SerializeToString,
             bll__proto_dot_v1_dot_training__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bll.v1.TrainingService/PauseJob',
+            bll__proto_dot_v1_dot_training__pb2.PauseJobRequest.SerializeToString,
+            bll__proto_dot_v1_dot_training__pb2.PauseJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bll.v1.TrainingService/ResumeJob',
+            bll__proto_dot_v1_dot_training__pb2.ResumeJobRequest.SerializeToString,
+            bll__proto_dot_v1_dot_training__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bll.v1.TrainingService/RetryJob',
+            bll__proto_dot_v1_dot_training__pb2.RetryJobRequest.SerializeToString,
+            bll__proto_dot_v1_dot_training__pb2.RetryJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,13 +47,28 @@ class TrainingServiceStub:
     Errors include: INVALID_ARGUMENT (page_size or page_token).
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CancelJobRequest, _training_pb2.CancelJobResponse]
-    """CancelJob asks a job to stop for good. A queued job is CANCELLED at once, a running one is CANCELLING until
-    its workers have ended. Cancelling a cancelled or cancelling job changes nothing.
+    """CancelJob asks a job to stop for good. A queued or paused job is CANCELLED at once, a running one is CANCELLING
+    until its workers have ended. Cancelling a cancelled or cancelling job changes nothing.
     Errors include: NOT_FOUND, FAILED_PRECONDITION (the job has succeeded or failed).
+    """
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.PauseJobRequest, _training_pb2.PauseJobResponse]
+    """PauseJob asks a job to give its slot back. A queued job is PAUSED at once, a running one is PAUSING until its
+    blocks have come to their next marker and are safe on disk. One that has nothing left to train goes on to its
+    end. Pausing a paused or pausing job changes nothing.
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is CANCELLING or over).
+    """
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeJobRequest, _training_pb2.ResumeJobResponse]
+    """ResumeJob queues a PAUSED job again, to go on from its newest checkpoint.
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is not PAUSED).
+    """
+    RetryJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.RetryJobRequest, _training_pb2.RetryJobResponse]
+    """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
+    go on numbering.
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.WatchJobResponse]
     """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
-    makes the state final. Reconnect with the last number seen to go on without loss or repetition.
+    makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
     Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
     UNAVAILABLE (the server is draining).
     """
@@ -77,13 +92,28 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     Errors include: INVALID_ARGUMENT (page_size or page_token).
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CancelJobRequest, _training_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """CancelJob asks a job to stop for good. A queued job is CANCELLED at once, a running one is CANCELLING until
-    its workers have ended. Cancelling a cancelled or cancelling job changes nothing.
+    """CancelJob asks a job to stop for good. A queued or paused job is CANCELLED at once, a running one is CANCELLING
+    until its workers have ended. Cancelling a cancelled or cancelling job changes nothing.
     Errors include: NOT_FOUND, FAILED_PRECONDITION (the job has succeeded or failed).
+    """
+    PauseJob: _aio.UnaryUnaryMultiCallable[_training_pb2.PauseJobRequest, _training_pb2.PauseJobResponse]  # type: ignore[assignment]
+    """PauseJob asks a job to give its slot back. A queued job is PAUSED at once, a running one is PAUSING until its
+    blocks have come to their next marker and are safe on disk. One that has nothing left to train goes on to its
+    end. Pausing a paused or pausing job changes nothing.
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is CANCELLING or over).
+    """
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeJobRequest, _training_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """ResumeJob queues a PAUSED job again, to go on from its newest checkpoint.
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is not PAUSED).
+    """
+    RetryJob: _aio.UnaryUnaryMultiCallable[_training_pb2.RetryJobRequest, _training_pb2.RetryJobResponse]  # type: ignore[assignment]
+    """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
+    go on numbering.
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.WatchJobResponse]  # type: ignore[assignment]
     """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
-    makes the state final. Reconnect with the last number seen to go on without loss or repetition.
+    makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
     Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
     UNAVAILABLE (the server is draining).
     """
@@ -128,9 +158,42 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.CancelJobResponse, _abc.Awaitable[_training_pb2.CancelJobResponse]]:
-        """CancelJob asks a job to stop for good. A queued job is CANCELLED at once, a running one is CANCELLING until
-        its workers have ended. Cancelling a cancelled or cancelling job changes nothing.
+        """CancelJob asks a job to stop for good. A queued or paused job is CANCELLED at once, a running one is CANCELLING
+        until its workers have ended. Cancelling a cancelled or cancelling job changes nothing.
         Errors include: NOT_FOUND, FAILED_PRECONDITION (the job has succeeded or failed).
+        """
+
+    @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _training_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.PauseJobResponse, _abc.Awaitable[_training_pb2.PauseJobResponse]]:
+        """PauseJob asks a job to give its slot back. A queued job is PAUSED at once, a running one is PAUSING until its
+        blocks have come to their next marker and are safe on disk. One that has nothing left to train goes on to its
+        end. Pausing a paused or pausing job changes nothing.
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is CANCELLING or over).
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _training_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ResumeJobResponse, _abc.Awaitable[_training_pb2.ResumeJobResponse]]:
+        """ResumeJob queues a PAUSED job again, to go on from its newest checkpoint.
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is not PAUSED).
+        """
+
+    @_abc_1.abstractmethod
+    def RetryJob(
+        self,
+        request: _training_pb2.RetryJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.RetryJobResponse, _abc.Awaitable[_training_pb2.RetryJobResponse]]:
+        """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
+        go on numbering.
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
         """
 
     @_abc_1.abstractmethod
@@ -140,7 +203,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.WatchJobResponse], _abc.AsyncIterator[_training_pb2.WatchJobResponse]]:
         """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
-        makes the state final. Reconnect with the last number seen to go on without loss or repetition.
+        makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
         Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
         UNAVAILABLE (the server is draining).
         """

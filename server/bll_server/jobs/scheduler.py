@@ -18,10 +18,10 @@ from bll.errors import ExportError
 from bll.events import Alarm, BlockProgress, BlockWaiting, CheckpointDamaged, Evaluation, RolledBack
 from bll.plan import Plan
 from bll_server.errors import IllegalState, Overloaded, ShuttingDown, StorageFull
-from bll_server.jobs.records import Failure, Job, JobEvent, StateChange, plan_to_json
+from bll_server.jobs.records import Failure, Job, JobEvent, JobSummary, StateChange, plan_to_json
 from bll_server.jobs.report import Report
 from bll_server.jobs.run import Run, describe
-from bll_server.jobs.states import FINAL, State
+from bll_server.jobs.states import FINAL, REQUESTS, Request, State
 from bll_server.jobs.store import Store
 from bll_server.logs import bound
 from bll_server.metrics import Metrics
@@ -32,7 +32,7 @@ KEEP_ALIVE_S = 15.0
 """Silence after which a watcher gets a sign of life."""
 _RETRY_S = 2.0
 """Time between two looks at a disk that was full or failed."""
-_CANCELLED = "cancelled by request"
+_CANCELLED, _PAUSED = f"{Request.CANCEL} by request", f"{Request.PAUSE} by request"
 
 
 class Scheduler:
@@ -72,7 +72,9 @@ class Scheduler:
     def start(self) -> None:
         """Put the jobs that a dead server left behind back in order, and begin."""
         for job in self._store.in_states(State.STARTING, State.RUNNING):
-            self._store.transition(job.job_id, State.QUEUED, _goes_on("the server died", job.checkpoint_step))
+            self._store.transition(job.job_id, State.QUEUED, _goes_on("the server died", job))
+        for job in self._store.in_states(State.PAUSING):
+            self._store.transition(job.job_id, State.PAUSED, _goes_on(_PAUSED, job))
         for job in self._store.in_states(State.CANCELLING):
             self._store.transition(job.job_id, State.CANCELLED, _CANCELLED)
         self._thread.start()
@@ -94,18 +96,19 @@ class Scheduler:
 
     def cancel(self, job_id: str) -> Job:
         """The job, on its way to CANCELLED or there. Raises NotFound, IllegalState."""
-        while True:
-            job = self._store.get(job_id)
-            if job.state in (State.CANCELLING, State.CANCELLED):
-                return job
-            if job.state in FINAL:
-                raise IllegalState(f"jobs/{job_id} is {job.state.upper()}: there is nothing to cancel")
-            following = State.CANCELLED if job.state is State.QUEUED else State.CANCELLING
-            with contextlib.suppress(IllegalState):  # the state moved on between the two lines: look again
-                job = self._store.transition(job_id, following, _CANCELLED)
-                if following is State.CANCELLING:
-                    self._stop_for_good(job_id)
-                return job
+        return self._ask(job_id, Request.CANCEL)
+
+    def pause(self, job_id: str) -> Job:
+        """The job, on its way to PAUSED or there. Raises NotFound, IllegalState."""
+        return self._ask(job_id, Request.PAUSE)
+
+    def resume(self, job_id: str) -> Job:
+        """The paused job, queued again. Raises NotFound, IllegalState."""
+        return self._ask(job_id, Request.RESUME)
+
+    def retry(self, job_id: str) -> Job:
+        """The failed or cancelled job, queued again. Raises NotFound, IllegalState."""
+        return self._ask(job_id, Request.RETRY)
 
     def watch(self, job_id: str, after: int, gone: Callable[[], bool]) -> Iterator[JobEvent | None]:
         """The events after number `after`, until the state is final; None now and then when nothing happens.
@@ -125,6 +128,7 @@ class Scheduler:
                     yield event
                     after = event.number
                     final = isinstance(event.event, StateChange) and event.event.state in FINAL
+                final = final and after == self._store.get(job_id).last_event  # else it has been retried since
                 if not events:
                     if ending:
                         raise ShuttingDown("the server is shutting down; go on watching when it is back")
@@ -156,11 +160,35 @@ class Scheduler:
         """The server is draining and has nothing more to tell of the job."""
         return self._draining and job_id not in self._runs
 
-    def _stop_for_good(self, job_id: str) -> None:
+    def _ask(self, job_id: str, request: Request) -> Job:
+        allowed = REQUESTS[request]
+        while True:
+            job = self._store.get(job_id)
+            following = allowed.get(job.state)
+            if following is None:
+                states = ", ".join(state.upper() for state in allowed)
+                raise IllegalState(
+                    f"jobs/{job_id} is {job.state.upper()}; only jobs that are {states} can be {request}"
+                )
+            if following is job.state:
+                return job
+            reason = f"{request} by request"
+            if following in (State.QUEUED, State.PAUSED):
+                reason = _goes_on(reason, job)
+            with contextlib.suppress(IllegalState):  # the state moved on between the two looks: look again
+                job = self._store.transition(job_id, following, reason, before=job.state)
+                self._act_on(job)
+                return job
+
+    def _act_on(self, job: Job) -> None:
+        """Let the job's run, or the queue, hear of what was asked."""
         with self._changed:  # not while the job is being launched
-            run = self._runs.get(job_id)
-        if run:
-            run.stop()
+            self._changed.notify_all()
+            run = self._runs.get(job.job_id)
+        if not run or job.state not in (State.PAUSING, State.CANCELLING):
+            return
+        run.stop()
+        if job.state is State.CANCELLING:
             timer = threading.Timer(self._cancel_grace_s, run.kill)
             timer.daemon = True
             timer.start()
@@ -169,7 +197,9 @@ class Scheduler:
         with self._changed:
             while not self._draining:
                 try:
-                    for job in self._store.in_states(State.QUEUED)[: self._max_jobs - len(self._runs)]:
+                    # A job that is queued again may have a run that is about to be cleared away.
+                    waiting = [job for job in self._store.in_states(State.QUEUED) if job.job_id not in self._runs]
+                    for job in waiting[: self._max_jobs - len(self._runs)]:
                         self._launch(job.job_id)
                 except Exception:  # this thread lives as long as the server: the disk may have room again later
                     log.exception("the queue cannot be served; trying again")
@@ -251,7 +281,6 @@ class Scheduler:
         now = self._store.get(job.job_id)
         if now.state is State.CANCELLING:
             self._settle(job.job_id, State.CANCELLED, _CANCELLED)
-            shutil.rmtree(folder / "run", ignore_errors=True)
         elif report.exported and status == 0:
             try:
                 version = self._publish(job.model_id, folder / "staging", f"jobs/{job.job_id}")
@@ -262,8 +291,10 @@ class Scheduler:
             shutil.rmtree(folder / "run", ignore_errors=True)  # the checkpoints of a job that needs them no more
         elif report.failure:
             self._fail(job.job_id, report.failure)
+        elif now.state is State.PAUSING and (status == 0 or self._draining):
+            self._settle(job.job_id, State.PAUSED, _goes_on(_PAUSED, now))
         elif self._draining:
-            self._settle(job.job_id, State.QUEUED, _goes_on("the server was stopped", now.checkpoint_step))
+            self._settle(job.job_id, State.QUEUED, _goes_on("the server was stopped", now))
         else:
             how = f"the training process {describe(status)}; its log is {folder / 'log.txt'} on the server"
             self._fail(job.job_id, Failure("ProcessDied", how))
@@ -279,12 +310,16 @@ class Scheduler:
     def _settle(
         self, job_id: str, state: State, reason: str = "", failure: Failure | None = None, model_version: str = ""
     ) -> None:
-        """Write the state that a run's end led to, whatever it takes; a cancellation that came first prevails."""
+        """Write the state that a run's end led to, whatever it takes; a request that came first prevails."""
         while True:
             try:
                 self._store.transition(job_id, state, reason, failure=failure, model_version=model_version)
             except IllegalState:
-                state, reason, failure = State.CANCELLED, _CANCELLED, None
+                now = self._store.get(job_id)
+                if now.state is State.PAUSING:
+                    state, reason, failure = State.PAUSED, _goes_on(_PAUSED, now), None
+                else:
+                    state, reason, failure = State.CANCELLED, _CANCELLED, None
             except StorageFull:
                 log.exception("the job's state %s cannot be written; trying again", state.upper())
                 with self._changed:
@@ -295,5 +330,7 @@ class Scheduler:
                 return
 
 
-def _goes_on(why: str, checkpoint_step: int) -> str:
-    return f"{why}; goes on from step {checkpoint_step}" if checkpoint_step else f"{why}; begins again"
+def _goes_on(why: str, job: JobSummary) -> str:
+    if job.checkpoint_step:
+        return f"{why}; goes on from step {job.checkpoint_step}"
+    return f"{why}; begins again" if job.start_time else why

@@ -146,19 +146,28 @@ class Store:
             return _get(connection, chosen)
 
     def transition(
-        self, job_id: str, state: State, reason: str = "", *, failure: Failure | None = None, model_version: str = ""
+        self,
+        job_id: str,
+        state: State,
+        reason: str = "",
+        *,
+        before: State | None = None,
+        failure: Failure | None = None,
+        model_version: str = "",
     ) -> Job:
-        """The job in its new state. Raises IllegalState if the table of transitions forbids it, NotFound."""
+        """The job in its new state.
+
+        Raises NotFound, and IllegalState if the table of transitions forbids it, or the job is not in state `before`.
+        """
         with self._write() as connection:
             job = _get(connection, job_id)
-            if state not in TRANSITIONS[job.state]:
+            if state not in TRANSITIONS[job.state] or (before is not None and job.state is not before):
                 raise IllegalState(f"jobs/{job_id} is {job.state.upper()} and cannot become {state.upper()}")
-            values: dict[str, Any] = {"state": state.value, "reason": reason}
+            values: dict[str, Any] = {"state": state.value, "reason": reason, "model_version": model_version}
+            values["failure"] = asdict(failure) if failure else None
+            values["end_time"] = _now() if state in FINAL else None
             if state is State.STARTING and job.start_time is None:
                 values["start_time"] = _now()
-            if state in FINAL:
-                values |= {"end_time": _now(), "model_version": model_version}
-                values["failure"] = asdict(failure) if failure else None
             connection.execute(_jobs.update().where(_jobs.c.job_id == job_id).values(**values))
             self._append(connection, job_id, StateChange(state, reason))
             return _get(connection, job_id)

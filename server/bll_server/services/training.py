@@ -71,6 +71,24 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         job = self._scheduler.cancel(_job_id(request.name))
         return training_pb2.CancelJobResponse(job=convert.job_message(job))
 
+    def PauseJob(
+        self, request: training_pb2.PauseJobRequest, context: grpc.ServicerContext
+    ) -> training_pb2.PauseJobResponse:
+        job = self._scheduler.pause(_job_id(request.name))
+        return training_pb2.PauseJobResponse(job=convert.job_message(job))
+
+    def ResumeJob(
+        self, request: training_pb2.ResumeJobRequest, context: grpc.ServicerContext
+    ) -> training_pb2.ResumeJobResponse:
+        job = self._scheduler.resume(_job_id(request.name))
+        return training_pb2.ResumeJobResponse(job=convert.job_message(job))
+
+    def RetryJob(
+        self, request: training_pb2.RetryJobRequest, context: grpc.ServicerContext
+    ) -> training_pb2.RetryJobResponse:
+        job = self._scheduler.retry(_job_id(request.name))
+        return training_pb2.RetryJobResponse(job=convert.job_message(job))
+
     def WatchJob(
         self, request: training_pb2.WatchJobRequest, context: grpc.ServicerContext
     ) -> Iterator[training_pb2.WatchJobResponse]:

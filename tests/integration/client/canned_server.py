@@ -120,11 +120,27 @@ class CannedServer(
         jobs, token = page(list(self.jobs.values()), request.page_token)
         return training_pb2.ListJobsResponse(jobs=jobs, next_page_token=token)
 
-    def CancelJob(self, request, context):  # type: ignore[no-untyped-def]
-        self._enter("CancelJob", request, context)
+    def _change(self, method, request, context, state):  # type: ignore[no-untyped-def]
+        self._enter(method, request, context)
         found = self._job(request.name, context)
-        found.state = State.JOB_STATE_CANCELLED
+        found.state = state
+        return found
+
+    def CancelJob(self, request, context):  # type: ignore[no-untyped-def]
+        found = self._change("CancelJob", request, context, State.JOB_STATE_CANCELLED)
         return training_pb2.CancelJobResponse(job=found)
+
+    def PauseJob(self, request, context):  # type: ignore[no-untyped-def]
+        found = self._change("PauseJob", request, context, State.JOB_STATE_PAUSED)
+        return training_pb2.PauseJobResponse(job=found)
+
+    def ResumeJob(self, request, context):  # type: ignore[no-untyped-def]
+        found = self._change("ResumeJob", request, context, State.JOB_STATE_QUEUED)
+        return training_pb2.ResumeJobResponse(job=found)
+
+    def RetryJob(self, request, context):  # type: ignore[no-untyped-def]
+        found = self._change("RetryJob", request, context, State.JOB_STATE_QUEUED)
+        return training_pb2.RetryJobResponse(job=found)
 
     def WatchJob(self, request, context):  # type: ignore[no-untyped-def]
         self._enter("WatchJob", request, context)

@@ -118,6 +118,15 @@ def test_lists_and_single_things_are_shown_as_tables(canned: CannedServer, capfd
     assert re.search(r"^state +cancelled", out, re.MULTILINE)
 
 
+@pytest.mark.parametrize(("verb", "state"), [("pause", "paused"), ("resume", "queued"), ("retry", "queued")])
+def test_a_job_is_paused_resumed_and_retried_by_its_verb(
+    canned: CannedServer, verb: str, state: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["jobs", verb, "one"]) == ExitCode.OK
+    assert re.search(rf"^state +{state}", capfd.readouterr().out, re.MULTILINE)
+    assert type(canned.requests[-1]).__name__ == f"{verb.capitalize()}JobRequest"
+
+
 @pytest.mark.parametrize(
     "command",
     [["jobs", "list"], ["jobs", "get", "one"], ["jobs", "cancel", "one"], ["models", "list"], ["models", "get", "m1"]],
