@@ -8,6 +8,7 @@ with Client("127.0.0.1:8470") as client:
 """
 
 from bll_client._aio import AsyncClient
+from bll_client._channel import TLS
 from bll_client._client import Client
 from bll_client._errors import (
     AlreadyExists,
@@ -56,6 +57,7 @@ from bll_client._types import (
 from bll_proto.v1.training_pb2 import JobSpec
 
 __all__ = [
+    "TLS",
     "Alarm",
     "AlarmSignature",
     "AlreadyExists",

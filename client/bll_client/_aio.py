@@ -18,7 +18,8 @@ from bll_client._channel import (
     DEFAULT_RECONNECT,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT,
-    OPTIONS,
+    TLS,
+    open_aio_channel,
 )
 from bll_client._download import Download
 from bll_client._errors import call_error
@@ -40,11 +41,12 @@ class AsyncClient:
         self,
         target: str = DEFAULT_TARGET,
         *,
+        tls: TLS | None = None,
         timeout: timedelta = DEFAULT_TIMEOUT,
         reconnect: timedelta = DEFAULT_RECONNECT,
     ) -> None:
         """As `Client`; to be made inside the event loop."""
-        self._channel = grpc.aio.insecure_channel(target, OPTIONS)
+        self._channel = open_aio_channel(target, tls)
         # The stubs' calls are typed as blocking ones; over this channel they return awaitables.
         self._stubs: Any = Stubs(self._channel)
         self._timeout_s = timeout.total_seconds()

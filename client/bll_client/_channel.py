@@ -1,9 +1,14 @@
-"""How the client connects: deadlines, retries and limits, the same for both clients."""
+"""How the client connects: TLS, deadlines, retries and limits, the same for both clients."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import timedelta
+from os import PathLike
+from pathlib import Path
+
+import grpc
 
 DEFAULT_TARGET = "127.0.0.1:8470"
 DEFAULT_TIMEOUT = timedelta(seconds=30)
@@ -49,3 +54,44 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+
+@dataclass(frozen=True)
+class TLS:
+    """How to check the server's certificate, and which one to show. Files are PEM, read when a client is made."""
+
+    ca: str | PathLike[str] | None = None
+    """The CA that the server's certificate must come from; None means the public ones that grpc brings."""
+    cert: str | PathLike[str] | None = None
+    """Our certificate with its chain, for a server that asks for one (mTLS)."""
+    key: str | PathLike[str] | None = None
+    """Its key, not encrypted."""
+    server_name: str | None = None
+    """The name in the server's certificate, where it is not the host of the target."""
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key must be given together")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Raises OSError if a file cannot be read."""
+        ca, key, cert = (Path(path).read_bytes() if path else None for path in (self.ca, self.key, self.cert))
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+    def options(self) -> tuple[tuple[str, str], ...]:
+        """Of the channel, beside `OPTIONS`."""
+        return (("grpc.ssl_target_name_override", self.server_name),) if self.server_name else ()
+
+
+def open_channel(target: str, tls: TLS | None) -> grpc.Channel:
+    """Raises OSError if a file of `tls` cannot be read."""
+    if tls is None:
+        return grpc.insecure_channel(target, OPTIONS)
+    return grpc.secure_channel(target, tls.credentials(), (*OPTIONS, *tls.options()))
+
+
+def open_aio_channel(target: str, tls: TLS | None) -> grpc.aio.Channel:
+    """As `open_channel`; to be called inside the event loop."""
+    if tls is None:
+        return grpc.aio.insecure_channel(target, OPTIONS)
+    return grpc.aio.secure_channel(target, tls.credentials(), (*OPTIONS, *tls.options()))

@@ -18,7 +18,8 @@ from bll_client._channel import (
     DEFAULT_RECONNECT,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT,
-    OPTIONS,
+    TLS,
+    open_channel,
 )
 from bll_client._download import Download
 from bll_client._errors import call_error
@@ -41,15 +42,16 @@ class Client:
         self,
         target: str = DEFAULT_TARGET,
         *,
+        tls: TLS | None = None,
         timeout: timedelta = DEFAULT_TIMEOUT,
         reconnect: timedelta = DEFAULT_RECONNECT,
     ) -> None:
-        """Connects when the first call is made.
+        """Connects when the first call is made, in plain text unless `tls` says how to encrypt.
 
         `target` is `host:port`, `timeout` the deadline of every call that has one answer (its retries included), and
         `reconnect` how long a watcher tries to get back to a server that has gone.
         """
-        self._channel = grpc.insecure_channel(target, OPTIONS)
+        self._channel = open_channel(target, tls)
         self._stubs = Stubs(self._channel)
         self._timeout_s = timeout.total_seconds()
         self._reconnect = reconnect

@@ -30,6 +30,7 @@ from bll_server.services.models import ModelServicer
 from bll_server.services.oip import add_oip
 from bll_server.services.training import TrainingServicer
 from bll_server.settings import Settings
+from bll_server.tls import BadCertificate, Certificates
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ _LONGEST_CALL_S = 5.0
 
 
 class CannotStart(Exception):
-    """The data directory or a port is another's."""
+    """The data directory or a port is another's, or the certificate is damaged."""
 
 
 class Server:
@@ -108,17 +109,18 @@ class Server:
             add_oip(self._grpc, sessions, ready=lambda: not self._draining.is_set())
             self._health.add_to(self._grpc)
             add_reflection(self._grpc, SERVICES)
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
             try:
                 http = MetricsServer(
-                    settings.host, settings.metrics_port, metrics.registry, lambda: not self._draining.is_set()
+                    settings.metrics_host, settings.metrics_port, metrics.registry, lambda: not self._draining.is_set()
                 )
                 stack.callback(http.close)
-                port = self._grpc.add_insecure_port(f"{host}:{settings.port}")
+                port = _listen(self._grpc, settings)
+            except BadCertificate as error:
+                raise CannotStart(str(error)) from error
             except (OSError, RuntimeError) as error:
-                raise CannotStart(f"a port on {settings.host} cannot be listened on: {error}") from error
-            self.address = f"{host}:{port}"
-            self.metrics_url = f"http://{host}:{http.port}/metrics"
+                raise CannotStart(f"a port cannot be listened on: {error}") from error
+            self.address = f"{_in_url(settings.host)}:{port}"
+            self.metrics_url = f"http://{_in_url(settings.metrics_host)}:{http.port}/metrics"
             self._scheduler.start()
             self._grpc.start()
             self._stack = stack.pop_all()
@@ -147,6 +149,19 @@ def _grpc_server(settings: Settings, boundary: Boundary) -> grpc.Server:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ],
     )
+
+
+def _listen(server: grpc.Server, settings: Settings) -> int:
+    """The port that `server` answers on. Raises BadCertificate, RuntimeError."""
+    address = f"{_in_url(settings.host)}:{settings.port}"
+    if settings.tls_cert and settings.tls_key:
+        certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        return server.add_secure_port(address, certificates.credentials())
+    return server.add_insecure_port(address)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _locked(data_dir: Path) -> IO[str]:

@@ -18,15 +18,23 @@ class Settings(BaseSettings):
     )
 
     host: str = Field(
-        default="127.0.0.1", description="Address to listen on; one that is not loopback needs --insecure."
+        default="127.0.0.1", description="Address to listen on; one that is not loopback needs TLS or --insecure."
     )
     port: int = Field(default=8470, ge=0, le=65535, description="gRPC port; 0 takes any free one.")
     metrics_port: int = Field(
         default=8471, ge=0, le=65535, description="HTTP port of /metrics and /healthz; 0: any free one."
     )
-    insecure: bool = Field(
-        default=False, description="Serve beyond this machine although traffic is neither encrypted nor authenticated."
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address of that HTTP port, which has neither TLS nor authentication."
     )
+    tls_cert: Path | None = Field(
+        default=None, description="PEM file of the certificate with its chain; read again when it changes."
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's key, not encrypted.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of the CA whose certificates clients must show (mTLS)."
+    )
+    insecure: bool = Field(default=False, description="Serve beyond this machine without TLS.")
     data_dir: Path = Field(
         default=Path(".bll"),
         description="Folder of jobs, models, data sets and the job database; one server at a time.",
@@ -54,9 +62,17 @@ class Settings(BaseSettings):
         return cls(_cli_parse_args=argv, _cli_prog_name="bll serve")  # type: ignore[call-arg]  # of BaseSettings
 
     @model_validator(mode="after")
-    def _only_loopback_without_insecure(self) -> Settings:
-        if not (self.insecure or _is_loopback(self.host)):
-            raise ValueError(f"host must be loopback unless --insecure is given, got {self.host!r}")
+    def _whole_tls(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key must be given together")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("tls_client_ca must be given with tls_cert and tls_key, or not at all")
+        return self
+
+    @model_validator(mode="after")
+    def _only_loopback_without_tls(self) -> Settings:
+        if not (self.insecure or self.tls_cert or _is_loopback(self.host)):
+            raise ValueError(f"host must be loopback unless TLS is on or --insecure is given, got {self.host!r}")
         return self
 
 

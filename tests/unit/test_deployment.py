@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
+
+from bll_server.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
@@ -52,3 +56,15 @@ def test_both_images_run_as_an_ordinary_user_and_ask_the_server_for_its_health()
         assert stage
         assert re.search(r"^USER 10001$", stage[1], re.MULTILINE)
         assert "/opt/bll/healthcheck.py" in stage[1].partition("HEALTHCHECK")[2]
+
+
+def test_the_images_serve_beyond_loopback_only_with_tls_or_the_consent_of_whoever_runs_them(compose: Any) -> None:
+    entries = re.findall(r"^ENTRYPOINT (.+)$", DOCKERFILE, re.MULTILINE)
+    assert len(entries) == 2
+    for entry in entries:
+        program, command, *flags = json.loads(entry)
+        assert (program, command) == ("bll", "serve")
+        with pytest.raises(ValidationError, match="TLS"):
+            Settings.from_flags(flags)
+        assert Settings.from_flags([*flags, "--tls-cert", "cert.pem", "--tls-key", "key.pem"]).host == "0.0.0.0"
+        assert Settings.from_flags([*flags, *compose["services"]["bll"]["command"]]).insecure

@@ -21,10 +21,21 @@ def test_loopback_needs_no_consent(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])
-def test_any_other_address_is_refused_without_insecure(host: str) -> None:
+def test_any_other_address_is_refused_without_tls_or_insecure(host: str) -> None:
     with pytest.raises(ValidationError, match="loopback"):
         Settings.from_flags([f"--host={host}"])
     assert Settings.from_flags([f"--host={host}", "--insecure"]).insecure
+    assert Settings.from_flags([f"--host={host}", "--tls-cert=c", "--tls-key=k"]).tls_cert == Path("c")
+
+
+@pytest.mark.parametrize("flags", [["--tls-cert=c"], ["--tls-key=k"], ["--tls-client-ca=a"]])
+def test_half_of_tls_is_refused(flags: list[str]) -> None:
+    with pytest.raises(ValidationError, match=r"together|with tls_cert"):
+        Settings.from_flags(flags)
+
+
+def test_metrics_stay_on_loopback_where_calls_do_not() -> None:
+    assert Settings.from_flags(["--host=0.0.0.0", "--insecure"]).metrics_host == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

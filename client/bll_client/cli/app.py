@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
-from bll_client import Client, ClientError, Head, Job
+from bll_client import ClientError, Head, Job
 from bll_client._channel import DEFAULT_TARGET
+from bll_client.cli import connection
 from bll_client.cli import output as show
+from bll_client.cli.connection import again, connect
 from bll_client.cli.exits import ExitCode, exit_code
 from bll_client.cli.files import read_array, read_spec
 from bll_client.cli.output import Format
@@ -30,7 +32,7 @@ EPILOG = "\n".join(
 )
 
 app = typer.Typer(
-    help="Train networks block by block on a bll server, and predict with an uncertainty for every sample.",
+    callback=connection.options,
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -77,7 +79,7 @@ def train(
 ) -> None:
     """Submit a job and watch it. With -o json, watching prints JSON lines: the events, then the job."""
     values = read_spec(spec)
-    with Client(server) as client:
+    with connect(server) as client:
         job = client.create_job(values, job_id=job_id, validate_only=validate_only)
         if detach or validate_only:
             _show(job, output)
@@ -86,7 +88,7 @@ def train(
             for warning in job.plan.warnings if job.plan else ():
                 print(f"warning: {warning}")
             print(f"{job.name}: {len(job.plan.blocks) if job.plan else 0} blocks", flush=True)
-        raise typer.Exit(follow(client, job, 0, output, _again(job.name, server)))
+        raise typer.Exit(follow(client, job, 0, output, again(job.name, server)))
 
 
 @jobs.command("list")
@@ -96,7 +98,7 @@ def list_jobs(
     output: Output = Format.TABLE,
 ) -> None:
     """List jobs, newest first."""
-    with Client(server) as client:
+    with connect(server) as client:
         found = list(islice(client.list_jobs(), limit))
     show.show_jobs(found) if output is Format.TABLE else show.print_json(found)
 
@@ -104,7 +106,7 @@ def list_jobs(
 @jobs.command("get")
 def get_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
     """Show one job."""
-    with Client(server) as client:
+    with connect(server) as client:
         _show(client.get_job(job), output)
 
 
@@ -116,43 +118,43 @@ def watch_job(
     output: Output = Format.TABLE,
 ) -> None:
     """Watch one job until it is over; the exit code is its outcome. With -o json: JSON lines."""
-    with Client(server) as client:
+    with connect(server) as client:
         found = client.get_job(job)
-        raise typer.Exit(follow(client, found, after, output, _again(found.name, server)))
+        raise typer.Exit(follow(client, found, after, output, again(found.name, server)))
 
 
 @jobs.command("cancel")
 def cancel_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
     """Stop one job for good."""
-    with Client(server) as client:
+    with connect(server) as client:
         _show(client.cancel_job(job), output)
 
 
 @jobs.command("pause")
 def pause_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
     """Stop one job at its next checkpoint, to be resumed later."""
-    with Client(server) as client:
+    with connect(server) as client:
         _show(client.pause_job(job), output)
 
 
 @jobs.command("resume")
 def resume_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
     """Queue one paused job again."""
-    with Client(server) as client:
+    with connect(server) as client:
         _show(client.resume_job(job), output)
 
 
 @jobs.command("retry")
 def retry_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
     """Queue one failed or cancelled job again, to go on from its newest checkpoint."""
-    with Client(server) as client:
+    with connect(server) as client:
         _show(client.retry_job(job), output)
 
 
 @models.command("list")
 def list_models(server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
     """List models with their newest versions."""
-    with Client(server) as client:
+    with connect(server) as client:
         found = list(client.list_models())
     show.show_versions(found) if output is Format.TABLE else show.print_json(found)
 
@@ -164,7 +166,7 @@ def get_model(
     output: Output = Format.TABLE,
 ) -> None:
     """Show all versions of one model."""
-    with Client(server) as client:
+    with connect(server) as client:
         found = client.get_model(model)
     show.show_versions([found]) if output is Format.TABLE else show.print_json(found)
 
@@ -177,7 +179,7 @@ def download_model(
     output: Output = Format.TABLE,
 ) -> None:
     """Fetch the files of one version, verified by SHA-256."""
-    with Client(server) as client:
+    with connect(server) as client:
         files = client.download_model(model, directory)
     print("\n".join(map(str, files))) if output is Format.TABLE else show.print_json({"files": files})
 
@@ -201,15 +203,10 @@ def predict(
 ) -> None:
     """Print a class, its probability and the uncertainties for each row."""
     values = read_array(inputs, array)
-    with Client(server) as client:
+    with connect(server) as client:
         prediction = client.predict(model, values, head)
     show.show_prediction(prediction) if output is Format.TABLE else show.print_json(prediction)
 
 
 def _show(job: Job, output: Format) -> None:
     show.show_job(job) if output is Format.TABLE else show.print_json(job)
-
-
-def _again(name: str, server: str) -> str:
-    where = "" if server == DEFAULT_TARGET else f" --server {server}"
-    return f"bll jobs watch {name}{where}"
