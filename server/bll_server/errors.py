@@ -9,7 +9,10 @@ ServerError
 ├── ModelNotReady     the model cannot answer now
 ├── Overloaded        a limit of this server is reached
 ├── ShuttingDown      the server is draining
-└── StorageFull       the disk is full
+├── StorageFull       the disk is full
+├── QuotaExceeded     more than one owner, or the server, may keep
+├── Unauthenticated   no token, or not one of this server's
+└── PermissionDenied  the caller's role does not allow the call
 """
 
 from bll.errors import Violation
@@ -60,3 +63,15 @@ class ShuttingDown(ServerError):
 
 class StorageFull(ServerError):
     """The disk is full."""
+
+
+class QuotaExceeded(ServerError):
+    """More than one owner, or the server, may keep."""
+
+
+class Unauthenticated(ServerError):
+    """No token came with the call, or not one of this server's, or it has expired or was revoked."""
+
+
+class PermissionDenied(ServerError):
+    """The caller's role does not allow the call."""

@@ -15,10 +15,13 @@ from bll_server.errors import (
     ModelNotReady,
     NotFound,
     Overloaded,
+    PermissionDenied,
+    QuotaExceeded,
     RequestIdReused,
     ServerError,
     ShuttingDown,
     StorageFull,
+    Unauthenticated,
 )
 
 TABLE: dict[type[ServerError], tuple[grpc.StatusCode, reasons.ErrorReason.ValueType]] = {
@@ -31,6 +34,9 @@ TABLE: dict[type[ServerError], tuple[grpc.StatusCode, reasons.ErrorReason.ValueT
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_OVERLOADED),
     ShuttingDown: (grpc.StatusCode.UNAVAILABLE, reasons.ERROR_REASON_SHUTTING_DOWN),
     StorageFull: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_STORAGE_FULL),
+    QuotaExceeded: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_QUOTA_EXCEEDED),
+    Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, reasons.ERROR_REASON_UNAUTHENTICATED),
+    PermissionDenied: (grpc.StatusCode.PERMISSION_DENIED, reasons.ERROR_REASON_PERMISSION_DENIED),
 }
 
 _RETRY = (ModelNotReady, Overloaded, ShuttingDown)

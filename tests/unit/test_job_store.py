@@ -2,6 +2,7 @@ import sqlite3
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 from bll.config import BlocksConfig, TrainingConfig
 from bll.events import BlockProgress, CheckpointDamaged, CheckpointSaved, Evaluation, Scores
 from bll.plan import BlockPlan, Plan
-from bll_server.errors import IllegalState, InvalidRequest, JobExists, NotFound, RequestIdReused, StorageFull
+from bll_server.errors import (
+    IllegalState,
+    InvalidRequest,
+    JobExists,
+    NotFound,
+    QuotaExceeded,
+    RequestIdReused,
+    StorageFull,
+)
 from bll_server.jobs.records import Failure, Progress, RunEvent, StateChange
 from bll_server.jobs.states import ACTIVE, FINAL, REQUESTS, TRANSITIONS, Request, State
 from bll_server.jobs.store import Store, _decode_token, _encode_token
@@ -49,7 +58,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "bll.db")
 
 
-def queue(store: Store, job_id: str = "one", **more: str) -> str:
+def queue(store: Store, job_id: str = "one", **more: Any) -> str:
     return store.create(job_id, "", b"spec", PLAN, **more).job_id
 
 
@@ -62,6 +71,42 @@ def test_a_new_job_is_queued_and_reads_back_as_it_was_stored(store: Store) -> No
     job = store.get(queue(store))
     assert (job.state, job.spec, job.plan, job.model_id, job.last_event) == (State.QUEUED, b"spec", PLAN, "one", 1)
     assert [e.event for e in store.events("one", 0)] == [StateChange(State.QUEUED)]
+
+
+def test_each_owner_has_jobs_and_request_ids_of_its_own(store: Store) -> None:
+    for job_id, owner in (("one", "ann"), ("two", "bob"), ("three", "ann")):
+        queue(store, job_id, owner=owner, request_id=f"r-{job_id}")
+    assert [job.job_id for job in store.page(5, "", "ann")[0]] == ["three", "one"]
+    first, token = store.page(1, "", "ann")
+    assert [job.job_id for job in first + store.page(1, token, "ann")[0]] == ["three", "one"]
+    assert [store.owner("one"), store.get("two").owner] == ["ann", "bob"]
+    assert store.replayed("r-one", "", "bob") is None
+    assert queue(store, "four", owner="bob", request_id="r-one") == "four"
+    with pytest.raises(NotFound, match="five"):
+        store.owner("five")
+
+
+def test_an_owner_with_too_many_jobs_that_are_not_over_is_told_how_many(store: Store) -> None:
+    for job_id in ("one", "two"):
+        queue(store, job_id, owner="ann", most_unfinished=2)
+    with pytest.raises(QuotaExceeded, match="ann may have 2 jobs that are not over, and has 2"):
+        queue(store, "three", owner="ann", most_unfinished=2)
+    assert queue(store, "three", owner="bob", most_unfinished=2) == "three"
+    store.transition("one", State.CANCELLED)
+    assert queue(store, "four", owner="ann", most_unfinished=2) == "four"
+
+
+def test_a_database_from_before_there_were_owners_is_taken_over(store: Store, tmp_path: Path) -> None:
+    queue(store)
+    store.close()
+    with sqlite3.connect(tmp_path / "bll.db") as old:
+        old.execute("DROP INDEX ix_jobs_owner")
+        old.execute("ALTER TABLE jobs DROP COLUMN owner")
+        old.execute("PRAGMA user_version = 1")
+    old.close()
+    taken = Store(tmp_path / "bll.db")
+    assert taken.get("one").owner == ""
+    assert [job.job_id for job in taken.page(1, "", "")[0]] == ["one"]
 
 
 @pytest.mark.parametrize("before", State)

@@ -45,6 +45,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """STORAGE_FULL: the disk is full."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 11
     """INTERNAL: a fault of the server; its log has the trace under the request's id."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 14
+    """QUOTA_EXCEEDED: more than one owner, or the server, may keep; the message says what and how much."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 16
+    """UNAUTHENTICATED: no token came with the call, or not one of this server's, or it has expired or was revoked."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 17
+    """PERMISSION_DENIED: the token's role does not allow the call; the message names the role that does."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the `reason` of the google.rpc.ErrorInfo in an error's details, with domain "bll".
@@ -74,4 +80,10 @@ ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 10
 """STORAGE_FULL: the disk is full."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 11
 """INTERNAL: a fault of the server; its log has the trace under the request's id."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 14
+"""QUOTA_EXCEEDED: more than one owner, or the server, may keep; the message says what and how much."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 16
+"""UNAUTHENTICATED: no token came with the call, or not one of this server's, or it has expired or was revoked."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 17
+"""PERMISSION_DENIED: the token's role does not allow the call; the message names the role that does."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -84,6 +84,8 @@ class JobSummary:
     """A job as a list shows it."""
 
     job_id: str
+    owner: str
+    """Whose token created it; empty where the server asks for none."""
     model_id: str
     state: State
     reason: str

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from bll.errors import ExportError
 from bll.events import Alarm, BlockProgress, BlockWaiting, CheckpointDamaged, Evaluation, RolledBack
@@ -22,7 +23,7 @@ from bll_server.jobs.records import Failure, Job, JobEvent, JobSummary, StateCha
 from bll_server.jobs.report import Report
 from bll_server.jobs.run import Run, describe
 from bll_server.jobs.states import FINAL, REQUESTS, Request, State
-from bll_server.jobs.store import Store
+from bll_server.jobs.store import Store, Submission
 from bll_server.logs import bound
 from bll_server.metrics import Metrics
 
@@ -84,12 +85,10 @@ class Scheduler:
         if self._draining:
             raise ShuttingDown("the server is shutting down and takes no new jobs")
 
-    def submit(
-        self, job_id: str, model_id: str, spec: bytes, plan: Plan, *, request_id: str = "", request_digest: str = ""
-    ) -> Job:
+    def submit(self, job_id: str, model_id: str, spec: bytes, plan: Plan, **more: Unpack[Submission]) -> Job:
         """See `Store.create`. Raises ShuttingDown too."""
         self.check_open()
-        job = self._store.create(job_id, model_id, spec, plan, request_id=request_id, request_digest=request_digest)
+        job = self._store.create(job_id, model_id, spec, plan, **more)
         with self._changed:
             self._changed.notify_all()
         return job

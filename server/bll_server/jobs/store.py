@@ -7,6 +7,7 @@ the event that tells of it. Events of a job are numbered from 1 without gaps.
 from __future__ import annotations
 
 import base64
+import math
 import secrets
 import sqlite3
 import threading
@@ -15,14 +16,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import sqlalchemy as sa
 
 from bll.errors import Violation
 from bll.events import CheckpointDamaged, CheckpointSaved, Evaluation, evaluation_from_dict
 from bll.plan import Plan
-from bll_server.errors import IllegalState, InvalidRequest, JobExists, NotFound, RequestIdReused, StorageFull
+from bll_server.errors import (
+    IllegalState,
+    InvalidRequest,
+    JobExists,
+    NotFound,
+    QuotaExceeded,
+    RequestIdReused,
+    StorageFull,
+)
 from bll_server.jobs.records import (
     Failure,
     Job,
@@ -38,7 +47,7 @@ from bll_server.jobs.records import (
 )
 from bll_server.jobs.states import FINAL, TRANSITIONS, State
 
-SCHEMA = 1
+SCHEMA = 2
 """Kept as SQLite's user_version; raised when older servers would misread the tables."""
 
 _metadata = sa.MetaData()
@@ -48,7 +57,8 @@ _jobs = sa.Table(
     _metadata,
     sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("job_id", sa.Text, nullable=False, unique=True),
-    # A repeated request_id finds its job here; the digest tells whether the body was the same.
+    sa.Column("owner", sa.Text, nullable=False, server_default="", index=True),
+    # A repeated request_id finds its job here, by `_request_key`; the digest tells whether the body was the same.
     sa.Column("request_id", sa.Text, unique=True),
     sa.Column("request_digest", sa.Text, nullable=False),
     sa.Column("model_id", sa.Text, nullable=False),
@@ -88,6 +98,17 @@ _SUMMARY = tuple(
 )
 
 
+class Submission(TypedDict, total=False):
+    """What may be said of a new job beside what it is."""
+
+    owner: str
+    """Whose it is; "" where the server asks for no token."""
+    request_id: str
+    request_digest: str
+    most_unfinished: float
+    """How many jobs of the owner may not be over."""
+
+
 class Store:
     """The jobs of one data directory. Safe to call from many threads of one process."""
 
@@ -105,6 +126,9 @@ class Store:
             version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
             if version > SCHEMA:
                 raise RuntimeError(f"{path}: made by a newer server (schema {version}, known is {SCHEMA})")
+            if version == 1:
+                connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+                connection.exec_driver_sql("CREATE INDEX ix_jobs_owner ON jobs (owner)")
             _metadata.create_all(connection)
             connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
 
@@ -114,25 +138,28 @@ class Store:
 
     # Writing
 
-    def create(
-        self, job_id: str, model_id: str, spec: bytes, plan: Plan, *, request_id: str = "", request_digest: str = ""
-    ) -> Job:
-        """A new QUEUED job; or, for a `request_id` that came before with the same digest, the job it made.
+    def create(self, job_id: str, model_id: str, spec: bytes, plan: Plan, **more: Unpack[Submission]) -> Job:
+        """A new QUEUED job; or, for a `request_id` of the same owner that came before with the same digest, its job.
 
         An empty `job_id` lets the store choose one, an empty `model_id` means the job's id.
-        Raises JobExists, RequestIdReused, StorageFull.
+        Raises JobExists, RequestIdReused, StorageFull, and QuotaExceeded where an owner has `most_unfinished` jobs.
         """
+        owner, request_id = more.get("owner", ""), more.get("request_id", "")
+        digest, most_unfinished = more.get("request_digest", ""), more.get("most_unfinished", math.inf)
         chosen = job_id or f"job-{secrets.token_hex(6)}"
         with self._write() as connection:
-            if request_id and (earlier := _replayed(connection, request_id, request_digest)):
+            if request_id and (earlier := _replayed(connection, owner, request_id, digest)):
                 return earlier
+            if owner and (has := _unfinished(connection, owner)) >= most_unfinished:
+                raise QuotaExceeded(f"{owner} may have {most_unfinished} jobs that are not over, and has {has}")
             if connection.execute(sa.select(_jobs.c.job_id).where(_jobs.c.job_id == chosen)).first():
                 raise JobExists(f"job_id {chosen!r} is taken")
             connection.execute(
                 _jobs.insert().values(
                     job_id=chosen,
-                    request_id=request_id or None,
-                    request_digest=request_digest,
+                    owner=owner,
+                    request_id=_request_key(owner, request_id) if request_id else None,
+                    request_digest=digest,
                     model_id=model_id or chosen,
                     spec=spec,
                     plan=plan_to_json(plan),
@@ -195,14 +222,27 @@ class Store:
         with self._engine.connect() as connection:
             return _get(connection, job_id)
 
-    def replayed(self, request_id: str, request_digest: str) -> Job | None:
-        """The job that an earlier call with this `request_id` made, if any. Raises RequestIdReused."""
+    def owner(self, job_id: str) -> str:
+        """Raises NotFound."""
         with self._engine.connect() as connection:
-            return _replayed(connection, request_id, request_digest)
+            owner = connection.execute(sa.select(_jobs.c.owner).where(_jobs.c.job_id == job_id)).scalar()
+        if owner is None:
+            raise _not_found(job_id)
+        return str(owner)
 
-    def page(self, size: int, token: str) -> tuple[list[JobSummary], str]:
-        """At most `size` jobs, newest first, and the token of the next page, or "". Raises InvalidRequest."""
+    def replayed(self, request_id: str, request_digest: str, owner: str = "") -> Job | None:
+        """The job that an earlier call of `owner` with this `request_id` made, if any. Raises RequestIdReused."""
+        with self._engine.connect() as connection:
+            return _replayed(connection, owner, request_id, request_digest)
+
+    def page(self, size: int, token: str, owner: str | None = None) -> tuple[list[JobSummary], str]:
+        """At most `size` jobs (of `owner`), newest first, and the token of the next page, or "".
+
+        Raises InvalidRequest.
+        """
         query = sa.select(*_SUMMARY).order_by(_jobs.c.sequence.desc()).limit(size + 1)
+        if owner is not None:
+            query = query.where(_jobs.c.owner == owner)
         if token:
             query = query.where(_jobs.c.sequence < _decode_token(token))
         with self._engine.connect() as connection:
@@ -291,7 +331,7 @@ def _configure(connection: sqlite3.Connection, record: object) -> None:
 def _get(connection: sa.Connection, job_id: str) -> Job:
     row = connection.execute(sa.select(_jobs).where(_jobs.c.job_id == job_id)).first()
     if row is None:
-        raise NotFound(f"no job is named 'jobs/{job_id}'")
+        raise _not_found(job_id)
     return Job(
         **_summary(row),
         spec=row.spec,
@@ -301,8 +341,23 @@ def _get(connection: sa.Connection, job_id: str) -> Job:
     )
 
 
-def _replayed(connection: sa.Connection, request_id: str, request_digest: str) -> Job | None:
-    query = sa.select(_jobs.c.job_id, _jobs.c.request_digest).where(_jobs.c.request_id == request_id)
+def _not_found(job_id: str) -> NotFound:
+    return NotFound(f"no job is named 'jobs/{job_id}'")
+
+
+def _request_key(owner: str, request_id: str) -> str:
+    """What no two jobs share: one owner's request ids mean nothing to another."""
+    return f"{owner}:{request_id}" if owner else request_id
+
+
+def _unfinished(connection: sa.Connection, owner: str) -> int:
+    query = sa.select(sa.func.count()).where(_jobs.c.owner == owner, _jobs.c.state.not_in([s.value for s in FINAL]))
+    return connection.execute(query).scalar_one()
+
+
+def _replayed(connection: sa.Connection, owner: str, request_id: str, request_digest: str) -> Job | None:
+    key = _request_key(owner, request_id)
+    query = sa.select(_jobs.c.job_id, _jobs.c.request_digest).where(_jobs.c.request_id == key)
     row = connection.execute(query).first()
     if row is None:
         return None
@@ -314,6 +369,7 @@ def _replayed(connection: sa.Connection, request_id: str, request_digest: str) -
 def _summary(row: sa.Row[Any]) -> dict[str, Any]:
     return {
         "job_id": row.job_id,
+        "owner": row.owner,
         "model_id": row.model_id,
         "state": State(row.state),
         "reason": row.reason,
