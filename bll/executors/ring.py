@@ -1,9 +1,10 @@
 """A ring of preallocated slots in shared memory, between two processes.
 
-One writer, one reader. How many packets were sent and how many received stands in the shared memory, each written by
-one end alone, so that both ends, their parent and whoever takes the place of a killed end can read it. A pipe for each
-end wakes it: a byte for every slot filled, a byte for every slot freed, which also order the memory accesses. A byte
-too many does no harm, for the counts decide; one that was lost with a killed process is made up for by `wake`.
+One writer, one reader. How many packets were sent and how many slots were freed stands in the shared memory, each
+written by one end alone, so that whoever takes the place of a killed process finds it. A pipe for each end wakes it: a
+byte for every slot filled, a byte for every slot freed, which also order the memory accesses. A byte too many does no
+harm, for the counts decide; one that was lost with a killed process is made up for by `take_over`, with bytes to spare.
+Where such a byte lets a reader go by the counts alone, the writer's stores must be seen in their order, as on x86.
 
 A packet is copied once into its slot and once out of it; nothing is pickled. Memory and pipes have no name: they are
 gone with the last process that holds them, however that one dies.
@@ -38,7 +39,7 @@ _MAX_DIMENSIONS = 8
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8)
 _PAYLOAD = -(-(_HEADER.size + _MAX_TENSORS * _TENSOR.size) // _ALIGNMENT) * _ALIGNMENT
 
-_SENT, _RECEIVED = 0, _ALIGNMENT // 8
+_SENT, _FREED = 0, _ALIGNMENT // 8
 """Where the counts stand among the shared numbers of 8 bytes: a cache line apart."""
 
 
@@ -49,6 +50,10 @@ class RingChannel:
 
     def __init__(self, context: BaseContext, slots: int, payload_bytes: int) -> None:
         self.slots = slots
+        self.sent = self.received = 0
+        """Packets that this end has sent or received; `take_over` sets where it begins."""
+        self.holds = False
+        """Whether the slot of a received packet stays as it is until `free`."""
         self._slot_bytes = _PAYLOAD + _aligned(payload_bytes) + _MAX_TENSORS * _ALIGNMENT
         self._memory = context.RawArray("B", slots * self._slot_bytes)
         self._counts = context.RawArray("Q", 2 * _ALIGNMENT // 8)
@@ -60,11 +65,13 @@ class RingChannel:
         Raises ValueError if it does not fit into any.
         """
         self._check(packet)
-        if not self._freed.wait_until(lambda: self._held() < self.slots, timeout_s):
-            return False
-        self._write(packet, self._counts[_SENT])
-        self._counts[_SENT] += 1
-        self._filled.ring()
+        if self.sent == self._counts[_SENT]:  # else another process has sent it, in whose place this one is
+            if not self._freed.wait_until(lambda: self.sent - self._counts[_FREED] < self.slots, timeout_s):
+                return False
+            self._write(packet, self.sent)
+            self._counts[_SENT] += 1
+            self._filled.ring()
+        self.sent += 1
         return True
 
     def receive(self, timeout_s: float) -> Packet | None:
@@ -72,19 +79,40 @@ class RingChannel:
 
         Raises RuntimeError if the slot does not hold what it must.
         """
-        if not self._filled.wait_until(lambda: self._held() > 0, timeout_s):
+        if not self._filled.wait_until(lambda: self.received < self._counts[_SENT], timeout_s):
             return None
-        packet = self._read(self._counts[_RECEIVED])
-        self._counts[_RECEIVED] += 1
-        self._freed.ring()
+        packet = self._read(self.received)
+        self.received += 1
+        if not self.holds:
+            self.free(self.received)
         return packet
 
     def depth(self) -> int:
         """Packets that wait to be received, by this moment."""
-        return self._held()
+        return int(self._counts[_SENT] - max(self.received, self._counts[_FREED]))
 
-    def _held(self) -> int:
-        return int(self._counts[_SENT] - self._counts[_RECEIVED])
+    def free(self, packets: int) -> None:
+        """Give the slots of the first `packets` packets back to the sender."""
+        freed = packets - self._counts[_FREED]
+        if freed > 0:
+            self._counts[_FREED] = packets
+            self._freed.ring(freed)
+
+    def take_over(self, sent: int, received: int) -> None:
+        """Stand where a process stood that was killed, when it had sent and received so many packets.
+
+        What it sent after that is not sent twice; what it received after that must not have been freed.
+        """
+        self.sent, self.received = sent, received
+        # A byte may have been lost with it, and those of packets that are received again are gone.
+        for bell in (self._filled, self._freed):
+            bell.ring(self.slots)
+
+    def resent(self) -> Kind | None:
+        """What the next packet to send is, if it has been sent already."""
+        if self.sent == self._counts[_SENT]:
+            return None
+        return Kind(_HEADER.unpack_from(self._memory, self._start(self.sent))[1])
 
     def _check(self, packet: Packet) -> None:
         tensors = packet.tensors

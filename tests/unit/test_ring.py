@@ -126,3 +126,18 @@ def test_another_process_receives_and_answers_through_back_pressure() -> None:
         assert_same(back.receive(LIMIT_S), ones(received, 1000))
     process.join(30)
     assert process.exitcode == 0
+
+
+def test_a_successor_knows_what_was_sent_before_it_and_does_not_send_it_again() -> None:
+    ring = RingChannel(CONTEXT, slots=3, payload_bytes=16)
+    stop = Packet(Kind.STOP, 0, 1, ())
+    assert ring.resent() is None
+    ring.send(ones(0), LIMIT_S)
+    ring.send(stop, LIMIT_S)
+    ring.take_over(sent=1, received=0)
+    assert ring.resent() is Kind.STOP
+    assert ring.send(ones(1), LIMIT_S)
+    assert ring.resent() is None
+    assert_same(ring.receive(LIMIT_S), ones(0))
+    assert_same(ring.receive(LIMIT_S), stop)
+    assert ring.receive(0.0) is None
