@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bll.errors import CheckpointError
+from bll.lineage import Continuation
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
+
+
+class Part(NamedTuple):
+    """One block's part of a cut, complete or not."""
+
+    step: int
+    digest: str
+    """SHA-256 of its file, in hex."""
 
 
 def save_block(run_dir: Path, step: int, block: int, tensors: Mapping[str, Tensor]) -> str:
@@ -36,13 +46,24 @@ def save_block(run_dir: Path, step: int, block: int, tensors: Mapping[str, Tenso
     return hashlib.sha256(content).hexdigest()
 
 
-def commit(run_dir: Path, step: int, digests: Mapping[int, str], config_digest: str, kept: int) -> None:
-    """Make the cut after `step` steps the newest, now that every block is saved, and keep the newest `kept` cuts."""
+def commit(
+    run_dir: Path,
+    step: int,
+    digests: Mapping[int, str],
+    config_digest: str,
+    kept: int,
+    continuations: Sequence[Continuation] = (),
+) -> None:
+    """Make the cut after `step` steps the newest, now that every block is saved, and keep the newest `kept` cuts.
+
+    `continuations` are those that its weights have come through.
+    """
     values = {
         "format": _FORMAT,
         "step": step,
         "config": config_digest,
         "blocks": [digests[block] for block in sorted(digests)],
+        "continuations": [asdict(continuation) for continuation in continuations],
     }
     write_atomically(_directory(run_dir, step) / _MANIFEST, json.dumps(values, indent=1).encode())
     # The new folder's own name must be on disk before an old cut goes: power may fail between the two.
@@ -92,11 +113,22 @@ def newest_intact(run_dir: Path, config_digest: str) -> tuple[int | None, list[D
     return None, []
 
 
+def continuations(run_dir: Path, step: int, config_digest: str) -> tuple[Continuation, ...]:
+    """What the weights of the cut after `step` steps have come through. Raises CheckpointError if it is damaged."""
+    values = _read_manifest(_directory(run_dir, step), config_digest)
+    return tuple(Continuation(**each) for each in values.get("continuations", ()))
+
+
 def load_block(run_dir: Path, step: int, block: int, config_digest: str) -> dict[str, Tensor]:
     """The tensors that `save_block` wrote. Raises CheckpointError if they are missing or damaged."""
-    directory = _directory(run_dir, step)
-    path = directory / f"block-{block}.safetensors"
-    _check_block(path, _read_manifest(directory, config_digest)["blocks"][block])
+    digest = _read_manifest(_directory(run_dir, step), config_digest)["blocks"][block]
+    return load_part(run_dir, block, Part(step, digest))
+
+
+def load_part(run_dir: Path, block: int, part: Part) -> dict[str, Tensor]:
+    """As `load_block`, of a cut that need not be complete."""
+    path = _directory(run_dir, part.step) / f"block-{block}.safetensors"
+    _check_block(path, part.digest)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -102,9 +102,10 @@ class MessageName(StrEnum):
 
 class Recovery(StrEnum):
     """What becomes of a run that has lost a worker: all blocks go back to the newest checkpoint, and lose nothing of
-    the result."""
+    the result; or the worker's blocks alone go on with the weights that they last saved."""
 
     EXACT = "exact"
+    CONTINUE = "continue"
 
 
 class TwinName(StrEnum):

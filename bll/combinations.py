@@ -12,6 +12,7 @@ from bll.choices import (
     PosteriorName,
     PrecisionName,
     ReadoutName,
+    Recovery,
     Rule,
     TargetName,
     TwinName,
@@ -79,7 +80,8 @@ def _executor_violations(config: TrainingConfig) -> list[Violation]:
 
 
 def check_workers(config: TrainingConfig) -> None:
-    """Raises InvalidConfig if a settled `config`, whose executor has a name, asks for workers that it cannot have."""
+    """Raises InvalidConfig if a settled `config`, whose executor has a name, asks for workers that it cannot have, or
+    for what they cannot do."""
     found = []
     wanted, most = config.executor.num_workers, config.blocks.num_blocks
     if config.executor.name is ExecutorName.SEQUENTIAL:
@@ -93,6 +95,10 @@ def check_workers(config: TrainingConfig) -> None:
     if config.executor.pin_cpus and config.executor.name is not ExecutorName.PROCESSES:
         rule = f"must be false for executor {config.executor.name.value!r}, whose process is its caller's, got true"
         found.append(Violation("executor.pin_cpus", rule))
+    name, recovery = config.executor.name, config.executor.recovery
+    if recovery is Recovery.CONTINUE and name is not ExecutorName.PROCESSES:
+        rule = f"must be 'exact' for executor {name.value!r}, whose workers cannot be lost one by one, got 'continue'"
+        found.append(Violation("executor.recovery", rule))
     if found:
         raise InvalidConfig(found)
 

@@ -238,6 +238,22 @@ class RolledBack:
 
 
 @dataclass(frozen=True)
+class BlockContinued:
+    """The worker of block `block` was lost, and the block goes on at its place in the stream with the weights that it
+    last saved. The other blocks have not stopped."""
+
+    block: int
+    step: int
+    """Steps done, by its place in the stream."""
+    from_step: int
+    """Steps after which its weights were saved; 0 = its initial weights."""
+    cause: str
+    """How the worker was lost."""
+    restart: int
+    """Restarts since the last new checkpoint, this one included."""
+
+
+@dataclass(frozen=True)
 class RunEnded:
     """The last event: every worker has ended."""
 
@@ -293,6 +309,7 @@ Event = (
     | CheckpointSaved
     | CheckpointDamaged
     | RolledBack
+    | BlockContinued
     | RunEnded
 )
 

@@ -39,7 +39,8 @@ class ExecutorConfig:
     checkpoints_kept: int = 2
     """Newest checkpoints that stay on disk, 1 to 100: where one is damaged, a run goes on from the one before."""
     recovery: Recovery = Recovery.EXACT
-    """What becomes of a run whose worker was killed, died or fell silent."""
+    """What becomes of a run whose worker was killed, died or fell silent. `continue` is for processes: the worker's
+    blocks go on with the weights that they last saved while the others train, so the result is not reproducible."""
     max_restarts: int = 3
     """Losses of a worker that a run survives between two checkpoints, 0 to 1,000; one more, and it fails."""
     heartbeat_seconds: float = 30.0

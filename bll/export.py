@@ -52,6 +52,7 @@ def export(model: Trained, directory: Path) -> Manifest:
         class_names=model.plan.class_names,
         num_blocks=model.plan.num_blocks,
         **model.scores(),
+        continuations=model.continuations,
         parity=parity,
         dataset_digest=model.plan.dataset_digest,
         model_digest=hashlib.sha256(graph).hexdigest(),

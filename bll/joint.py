@@ -25,7 +25,6 @@ class JointUnit:
         alone = tuple(range(index, index + 1) for index in range(run.plan.num_blocks))
         lines = wire(run.plan, alone, lambda _slots, _size: DequeChannel(), links.emit, links.stop_requested)
         self.blocks = [BlockUnit(run, index, dataset, line, keeps_graph=True) for index, line in enumerate(lines)]
-        self.num_validation_batches = self.blocks[0].num_validation_batches
 
     @property
     def index(self) -> int:

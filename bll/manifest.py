@@ -19,6 +19,7 @@ from bll.calibration import (
 from bll.config import TrainingConfig
 from bll.errors import ExportError, InvalidConfig
 from bll.events import Evaluation, RegressionEvaluation, evaluation_from_dict, regression_evaluation_from_dict
+from bll.lineage import Continuation
 from bll.plain import from_dict, to_dict
 from bll.regression.calibration import (
     RegressionCalibration,
@@ -78,6 +79,8 @@ class Manifest:
     """As `calibration`, of real-valued targets."""
     regression_calibration_scores: RegressionCalibrationScores | None = None
     """As `calibration_scores`, of real-valued targets."""
+    continuations: tuple[Continuation, ...] = ()
+    """Blocks that went on with older weights when their worker was lost, under `executor.recovery` `continue`."""
     format: int = FORMAT
 
     def write(self, directory: Path) -> None:
@@ -116,6 +119,7 @@ def read_manifest(directory: Path, *, check_digest: bool = True) -> Manifest:
             regression_calibration_scores=_optional(
                 regression_calibration_scores_from_dict, values.pop("regression_calibration_scores", None)
             ),
+            continuations=tuple(Continuation(**each) for each in values.pop("continuations", ())),
             **values,
         )
     except (OSError, ValueError, KeyError, TypeError, InvalidConfig) as error:

@@ -26,7 +26,7 @@ from bll.losses import Objective
 from bll.network import Network
 from bll.plan import Plan
 from bll.sending import Sender
-from bll.trained import Trained, input_batches, loaded_blocks
+from bll.trained import Trained, input_batches, lineage, loaded_blocks
 from bll.twins import ClassTable
 from bll.uncertainty import LabelledPosterior, Latent, Prediction, labelled, latent
 
@@ -52,7 +52,9 @@ class TrainedModel(Trained):
             readouts.append(block.readout)
             tables.append(ClassTable(tensors["table.beta_CPD"], tensors["table.offset_C"]))
         objective = Objective(readouts[0].family, plan.config.loss)
-        return cls(plan, Network(objective, senders, layers, readouts, tables, plan.target_shape), root)
+        model = cls(plan, Network(objective, senders, layers, readouts, tables, plan.target_shape), root)
+        model.continuations = lineage(run_dir, config_digest)
+        return model
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -97,5 +97,10 @@ class Plan:
         return 2 * math.prod(self.input_shape) if self.is_regression else self.num_sites * self.num_classes
 
     @property
+    def validation_batches(self) -> int:
+        """Batches of an evaluation; the last may be smaller."""
+        return -(-self.config.data.validation_rows // self.config.batch_size)
+
+    @property
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.config.epochs

@@ -15,13 +15,14 @@ from pathlib import Path
 from bll import checkpoint
 from bll.choices import ExecutorName
 from bll.errors import BlockFailed, WorkerLost
-from bll.events import CheckpointDamaged, CheckpointSaved, Event, RolledBack, RunEnded
+from bll.events import BlockContinued, CheckpointDamaged, CheckpointSaved, Event, RolledBack, RunEnded
 from bll.executors import Executor, make_executor
+from bll.lineage import Continuation
 from bll.placement import num_workers
 from bll.placing import Placer
 from bll.plan import Plan
 from bll.rules import Rules
-from bll.wiring import BlockEnded, BlockSaved
+from bll.wiring import BlockEnded, BlockSaved, WorkerMissing
 from bll.worker import Run
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Supervisor:
         self._make = make
         self._executor = make(plan.config.executor.name)
         self._pausing = self._cancelling = self._moving = False
+        self._lineage: list[Continuation] = []
 
     def pause(self) -> None:
         """Ask for an end at the next marker, with a checkpoint."""
@@ -139,6 +141,7 @@ class Supervisor:
         saved: dict[int, dict[int, str]] = defaultdict(dict)
         ended: int | None = None
         self._moving = False
+        self._lineage = list(checkpoint.continuations(self._run_dir, start, self._digest)) if start else []
         placement, told = self._placer.placed(self._num_workers, start)
         yield told  # before there are workers, which an iterator that is closed here would leave behind
         self._executor.launch(Run(plan, self._digest, self._run_dir, self._root, start, placement))
@@ -153,14 +156,25 @@ class Supervisor:
                         saved[step][block] = digest
                         if len(saved[step]) == plan.num_blocks:
                             kept = plan.config.executor.checkpoints_kept
-                            checkpoint.commit(self._run_dir, step, saved.pop(step), self._digest, kept)
+                            lineage = [each for each in self._lineage if each.step <= step]
+                            checkpoint.commit(self._run_dir, step, saved.pop(step), self._digest, kept, lineage)
                             restarts.progressed()
                             yield CheckpointSaved(step, epoch=(step - 1) // plan.steps_per_epoch)
+                    case WorkerMissing(lost, came_in):
+                        self._wait(restarts.after(lost))
+                        for each in came_in:
+                            yield self._continued(each, lost.reason, restarts.count)
                     case BlockEnded(_, step):
                         ended = step
                     case _:
                         yield event
         return None if self._cancelling else ended
+
+    def _continued(self, came_in: Continuation, cause: str, restart: int) -> BlockContinued:
+        self._lineage.append(came_in)
+        block, step, from_step = came_in.block, came_in.step, came_in.from_step
+        log.warning("block %d: %s; going on at step %d with the weights of step %d", block, cause, step, from_step)
+        return BlockContinued(block, step, from_step, cause, restart)
 
     def _wait(self, delay_s: float) -> None:
         until = time.monotonic() + delay_s

@@ -16,6 +16,7 @@ from bll import checkpoint, data
 from bll.blocks import Block, build_block
 from bll.data import Dataset
 from bll.errors import CheckpointError, DataError
+from bll.lineage import Continuation
 from bll.manifest import Manifest
 from bll.plan import Plan
 
@@ -26,6 +27,8 @@ class Trained(ABC):
     def __init__(self, plan: Plan, root: Path | None) -> None:
         """`root` is where data sets are looked for first."""
         self.plan = plan
+        self.continuations: tuple[Continuation, ...] = ()
+        """Blocks that went on with older weights when their worker was lost."""
         self._root = root
 
     @property
@@ -82,14 +85,17 @@ def input_batches(inputs: np.ndarray, input_shape: tuple[int, ...], rows: int) -
     return [torch.from_numpy(data.as_float(inputs[start : start + rows])) for start in starts]
 
 
+def lineage(run_dir: Path, config_digest: str) -> tuple[Continuation, ...]:
+    """What the weights of the newest checkpoint in `run_dir` have come through. Raises CheckpointError."""
+    return checkpoint.continuations(run_dir, _newest(run_dir, config_digest), config_digest)
+
+
 def loaded_blocks(plan: Plan, run_dir: Path, config_digest: str) -> Iterator[tuple[Block, dict[str, Tensor]]]:
     """Each block of the newest checkpoint in `run_dir`, and all that the checkpoint holds of it.
 
     Raises CheckpointError if there is none that fits.
     """
-    step = checkpoint.newest(run_dir, config_digest)
-    if step is None:
-        raise CheckpointError(f"{run_dir}: holds no checkpoint")
+    step = _newest(run_dir, config_digest)
     for index in range(plan.num_blocks):
         tensors = checkpoint.load_block(run_dir, step, index, config_digest)
         block = build_block(plan, index)
@@ -98,3 +104,10 @@ def loaded_blocks(plan: Plan, run_dir: Path, config_digest: str) -> Iterator[tup
         except RuntimeError as error:
             raise CheckpointError(f"{run_dir}: step {step} does not fit block {index}: {error}") from error
         yield block, tensors
+
+
+def _newest(run_dir: Path, config_digest: str) -> int:
+    step = checkpoint.newest(run_dir, config_digest)
+    if step is None:
+        raise CheckpointError(f"{run_dir}: holds no checkpoint")
+    return step

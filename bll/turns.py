@@ -27,13 +27,14 @@ class Worker:
         lines[-1] = replace(lines[-1], outbox=links.outbox, backward_in=links.backward_in)
         # One after the other, from the left: initial weights are drawn from torch's global generator.
         self.units: list[Unit] = [make_unit(run, unit, dataset, line) for unit, line in zip(units, lines, strict=True)]
+        self.run = run
         self.blocks = blocks
         self.links = links
         self.turn = blocks[0]
         """First block of the unit whose turn it is: to blame for what is raised."""
 
-    def turns(self) -> Iterator[None]:
-        """Train the units to the end of the plan or to a stop marker, yielding after each turn of all.
+    def turns(self) -> Iterator[int]:
+        """Train the units to the end of the plan or to a stop marker: the turns done, after each turn of all.
 
         A unit's action needs those before it of the units beside it, and the same one of the unit to its left: so a
         turn goes from left to right, and no placement can make two workers wait for each other.
@@ -42,7 +43,8 @@ class Worker:
         for unit, loop in zip(reversed(self.units), reversed(loops), strict=True):
             self.turn = unit.index  # a block's first version may need that of its right neighbour
             next(loop)
-        yield
+        done = max(1, self.run.takeover.turns) if self.run.takeover else 1
+        yield done
         ended: list[int] = []
         while not ended:  # blocks walk through the same schedule, so all end in the same turn
             for unit, loop in zip(self.units, loops, strict=True):
@@ -53,4 +55,5 @@ class Worker:
                     ended.append(end.value)
             if ended:
                 self.links.emit(BlockEnded(self.blocks[0], ended[0]))
-            yield
+            done += 1
+            yield done

@@ -82,7 +82,8 @@ class OwnVersions:
         self._lane = lane
         self._carried = carried(config)
         self._make = make
-        self._kept: deque[tuple[Tensor, ...]] = deque(maxlen=config.backward.delay_steps + 1)
+        self._delay_steps = config.backward.delay_steps
+        self._kept: deque[tuple[Tensor, ...]] = deque(maxlen=self._delay_steps + 1)
         """The tensors of each version, in the order of what is carried."""
 
     def start(self, step: int) -> None:
@@ -93,12 +94,23 @@ class OwnVersions:
         for number, tensors in enumerate(self._kept, start=step - len(self._kept) + 1):
             self._put(number, tensors)
 
+    def come_in(self, step: int) -> None:
+        """Stand as a block that has done `step` steps, whose weights are older: what it kept of itself before counts
+        as its newest versions. On a line within the worker they are sent again; other lines have kept theirs."""
+        if self._outgoing is None:
+            return
+        if not self._kept:
+            self._kept.append(self._made(step))
+        while len(self._kept) < min(self._delay_steps, step) + 1:
+            self._kept.appendleft(self._kept[0])
+        if self._outgoing.channel.slots is None:
+            self.start(step)
+
     def send(self, number: int) -> None:
         """Send the block as it is, after `number` updates."""
         if self._outgoing is None:
             return
-        with torch.no_grad():
-            self._kept.append(tuple(self._make[name](number) for name in self._carried))
+        self._kept.append(self._made(number))
         self._put(number, self._kept[-1])
 
     def state(self) -> dict[str, Tensor]:
@@ -113,6 +125,10 @@ class OwnVersions:
         if self._outgoing is not None:
             columns = [tensors[f"sent_{name}s"].unbind() for name in self._carried]
             self._kept.extend(zip(*columns, strict=True))
+
+    @torch.no_grad()
+    def _made(self, number: int) -> tuple[Tensor, ...]:
+        return tuple(self._make[name](number) for name in self._carried)
 
     def _put(self, number: int, tensors: tuple[Tensor, ...]) -> None:
         assert self._outgoing is not None

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from bll.blocks import first_layer_weights
+from bll.choices import Recovery
+from bll.errors import WorkerLost
 from bll.events import BlockDiagnostics, BlockProgress, BlockWaiting, Evaluation, RegressionEvaluation
 from bll.families import make_family
+from bll.lineage import Continuation
 from bll.lines import Inlet, Outlet, Tell
 from bll.messages import Channel
 from bll.plan import Plan
@@ -36,8 +39,25 @@ class BlockEnded:
     step: int
 
 
+@dataclass(frozen=True)
+class WorkerMissing:
+    """A worker is no more while the others live on, as `executor.recovery` `continue` has it. To ask for the next event
+    is to let another take its place."""
+
+    lost: WorkerLost
+    came_in: tuple[Continuation, ...]
+    """Where each of its blocks goes on."""
+
+
 WorkerEvent = (
-    BlockProgress | BlockDiagnostics | BlockWaiting | Evaluation | RegressionEvaluation | BlockSaved | BlockEnded
+    BlockProgress
+    | BlockDiagnostics
+    | BlockWaiting
+    | Evaluation
+    | RegressionEvaluation
+    | BlockSaved
+    | BlockEnded
+    | WorkerMissing
 )
 
 
@@ -114,6 +134,8 @@ def wire(
 ) -> list[Links]:
     """The connections of parts of a run, consecutive blocks each, over channels from
     `make_channel(slots, largest packet in bytes)`."""
+    # A worker that may be replaced keeps what its action has received, and the version in use.
+    spare = 2 if plan.config.executor.recovery is Recovery.CONTINUE else 0
     config, batch, family = plan.config, plan.config.batch_size, make_family(plan.config.latent)
     rightward: list[C | None] = [None]
     leftward: list[C | None] = []
@@ -124,7 +146,7 @@ def wire(
         rightward.append(make_channel(config.executor.messages_in_flight, batch * size_bytes))
         if carried(config):
             # At most delay + 1 versions wait while their block is ahead, and one is on its way at each end.
-            slots = config.backward.delay_steps + 3
+            slots = config.backward.delay_steps + 3 + spare
             leftward.append(make_channel(slots, 4 * _version_scalars(plan, last + 1)))
         else:
             leftward.append(None)

@@ -10,8 +10,9 @@ not depend on who runs the blocks (method, section 5). `bll.turns` lets the bloc
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from bll import checkpoint, data
 from bll.blocks import build_block, make_objective
+from bll.checkpoint import Part
 from bll.choices import Augmentation
 from bll.data import Dataset
 from bll.devices import device_of
@@ -37,12 +39,25 @@ from bll.progress import ProgressMeter
 from bll.readouts import flat_parameters
 from bll.regression.objective import RegressionLoss, RegressionObjective
 from bll.regression.scores import RegressionMeter, make_meter
+from bll.schedule import ActionKind, schedule
 from bll.seeding import derive
 from bll.sending import Sender
 from bll.transfers import make_lane, on_lane
 from bll.twins import ClassTable
 from bll.versions import OwnVersions, RightVersions
 from bll.wiring import BlockSaved, Lines, Links
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """Where a worker comes in that takes the place of a lost one (`executor.recovery` `continue`)."""
+
+    turns: int
+    """Actions that the lost one had done since the launch, its start among them."""
+    step: int
+    """Steps that it had done."""
+    parts: Mapping[int, Part]
+    """The newest save of each block since the launch. A block without one begins as it did then."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,8 @@ class Run:
     """Steps done at the checkpoint to go on from; 0 = from the beginning."""
     placement: Placement
     """Who runs which blocks from there on. It changes nothing in the result."""
+    takeover: Takeover | None = None
+    """Of a worker that takes the place of a lost one while the others live on; None at the launch."""
 
 
 class Unit(Protocol):
@@ -64,7 +81,6 @@ class Unit(Protocol):
 
     run: Run
     links: Links
-    num_validation_batches: int
 
     @property
     def index(self) -> int:
@@ -94,23 +110,23 @@ class Unit(Protocol):
 
 def run_block(unit: Unit) -> Generator[None, None, int]:
     """Train a unit to the end of the plan or to a stop marker, yielding after each action; returns the steps done."""
-    plan, step = unit.run.plan, unit.run.start_step
+    run = unit.run
     unit.start()
     yield
-    while step < plan.total_steps:
-        if unit.stop_before(step):
-            unit.save(step)
-            break
-        unit.train_step(step)
-        step += 1
+    done = max(0, run.takeover.turns - 1) if run.takeover else 0
+    for action in islice(schedule(run.plan, run.start_step), done, None):
+        match action.kind:
+            case ActionKind.TRAIN:
+                if unit.stop_before(action.step):
+                    unit.save(action.step)
+                    return action.step
+                unit.train_step(action.step)
+            case ActionKind.EVALUATE:
+                unit.evaluate_batch(action.step, action.batch)
+            case ActionKind.SAVE:
+                unit.save(action.step)
         yield
-        if step % plan.steps_per_epoch == 0:
-            for batch in range(unit.num_validation_batches):
-                unit.evaluate_batch(step, batch)
-                yield
-        if step % plan.config.executor.checkpoint_steps == 0 or step == plan.total_steps:
-            unit.save(step)
-    return step
+    return run.plan.total_steps
 
 
 class BlockUnit:
@@ -142,8 +158,6 @@ class BlockUnit:
         self.dataset = dataset
         self.train_targets = torch.from_numpy(dataset.train.targets)
         self.validation_targets = torch.from_numpy(dataset.validation.targets)
-        batch = self.config.batch_size
-        self.num_validation_batches = -(-len(self.validation_targets) // batch)
         self.order_epoch, self.order = -1, np.empty(0, dtype=np.int64)
         self.next_packet: Packet | None = None
         self.examiner = Examiner(index, self.plan, self.block, self.objective)
@@ -153,9 +167,10 @@ class BlockUnit:
         self.evaluation: EvaluationMeter | RegressionMeter | None = None
         self.unscored: deque[tuple[Callable[[], Tensor], np.ndarray]] = deque()
         """Exits on their way to the host, and the targets of their rows."""
-        self.saved_step = run.start_step
-        if run.start_step:
-            self._restore(run.start_step)
+        part = run.takeover.parts.get(index) if run.takeover else None
+        self.saved_step = part.step if part else run.start_step
+        if self.saved_step:
+            self._restore(part)
 
     # One training step ------------------------------------------------------------------------------------------
 
@@ -287,20 +302,17 @@ class BlockUnit:
             return
         of_classes = self.validation_targets[span].flatten().numpy()
         targets = self.dataset.validation.inputs[span] if self.plan.is_regression else of_classes
-        self.unscored.append((self.lane.depart(exits_KBX), targets))
-        self._score(batch)
-        if batch == self.num_validation_batches - 1:
-            assert self.evaluation is not None
-            self.links.emit(self.evaluation.evaluation(epoch, step))
-
-    def _score(self, batch: int) -> None:
-        """Score the exits of validation batch `batch` when the next has been queued, and of the last at once."""
         if batch == 0:
             self.evaluation = make_meter("validation", self.plan)
-        assert self.evaluation is not None
-        while len(self.unscored) > (batch < self.num_validation_batches - 1):
-            exits_KBX, targets = self.unscored.popleft()
-            self.evaluation.add(exits_KBX().numpy(), targets)
+        if self.evaluation is None:  # this worker has come in among the batches: a score of the others would be none
+            return
+        self.unscored.append((self.lane.depart(exits_KBX), targets))
+        is_last = batch == self.plan.validation_batches - 1
+        while len(self.unscored) > (not is_last):  # those before this batch; the last at once
+            scored_KBX, their_targets = self.unscored.popleft()
+            self.evaluation.add(scored_KBX().numpy(), their_targets)
+        if is_last:
+            self.links.emit(self.evaluation.evaluation(epoch, step))
 
     def _exit(self, alpha_BPD: Tensor, step: int) -> Tensor:
         """What this block's exit says of each row: log-probabilities, or mean and variance."""
@@ -312,8 +324,11 @@ class BlockUnit:
 
     @on_lane
     def start(self) -> None:
-        """Send what the left neighbour needs before its first step."""
-        self.versions.start(self.run.start_step)
+        """Send what the left neighbour needs before its first step, or stand where a lost worker stood."""
+        if self.run.takeover and self.run.takeover.turns:
+            self.versions.come_in(self.run.takeover.step)
+        else:
+            self.versions.start(self.run.start_step)
         self.lane.flush()
 
     def stop_before(self, step: int) -> bool:
@@ -366,8 +381,13 @@ class BlockUnit:
         self.links.emit(BlockSaved(self.index, step, digest))
 
     @on_lane
-    def _restore(self, step: int) -> None:
-        tensors = checkpoint.load_block(self.run.run_dir, step, self.index, self.run.config_digest)
+    def _restore(self, part: Part | None) -> None:
+        """Begin from `part`, or from the checkpoint that the run goes on from."""
+        step, run = self.saved_step, self.run
+        if part:
+            tensors = checkpoint.load_part(run.run_dir, self.index, part)
+        else:
+            tensors = checkpoint.load_block(run.run_dir, step, self.index, run.config_digest)
         try:
             self.block.load_state_dict(checkpoint.below("block.", tensors))
             self.optimizer.restore(tensors)

@@ -22,8 +22,9 @@ class Executor(Protocol):
     def events(self) -> Generator[WorkerEvent, None, None]:
         """What the workers tell, until all have ended; closing the iterator ends them.
 
-        Raises BlockFailed or Diverged once a worker has, and WorkerLost where one is no more, after the others were
-        ended and all that they had told was passed on.
+        WorkerMissing is told where a lost worker is to be replaced: asking for the next event replaces it.
+        Raises BlockFailed or Diverged once a worker has, and else WorkerLost where one is no more, after the others
+        were ended and all that they had told was passed on.
         """
         ...
 

@@ -46,6 +46,11 @@ class Listener:
         self._misses = [0] * len(self._heard)
         self._next_look = 0.0
 
+    def expect(self, worker: int) -> None:
+        """Listen to `worker` afresh: another process takes its place."""
+        self._beats[worker] = self._heard[worker] = 0.0
+        self._misses[worker] = 0
+
     def next_look_s(self, now: float) -> float | None:
         """Seconds until `silent` will look again; None if it never does."""
         return max(0.0, self._next_look - now) if math.isfinite(self._interval_s) else None

@@ -1,8 +1,9 @@
 """A process a worker, from a forkserver that has torch loaded; messages through shared-memory rings.
 
 Who watches whom: the parent sees a worker's death by the end of its pipe, and its silence by its heartbeat, and ends
-the others; a worker sees its parent's death by the end of a pipe that only the parent holds, and ends itself. Nothing
-outlives the parent. The parent reads the data set, and workers map it.
+the others, or puts another in its place (`executor.recovery` `continue`); a worker sees its parent's death by the end
+of a pipe that only the parent holds, and ends itself. Nothing outlives the parent. The parent reads the data set, and
+workers map it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -25,14 +27,20 @@ from typing import NamedTuple, NoReturn
 import torch
 
 from bll import data
+from bll.checkpoint import Part
+from bll.choices import Recovery
 from bll.errors import BllError, BlockFailed, WorkerLost
 from bll.executors.heartbeat import Heartbeats, Listener
+from bll.executors.journal import Journal, Rings
 from bll.executors.ring import RingChannel
 from bll.executors.shared_data import SharedDataset
+from bll.lineage import Continuation
+from bll.messages import Kind
 from bll.placement import worker_name
+from bll.schedule import step_of_turn
 from bll.turns import Worker
-from bll.wiring import BlockEnded, Links, WorkerEvent, wire
-from bll.worker import Run
+from bll.wiring import BlockEnded, BlockSaved, Links, WorkerEvent, WorkerMissing, wire
+from bll.worker import Run, Takeover
 
 ENVIRONMENT = {
     # Waiting threads sleep: blocks share the cores.
@@ -57,10 +65,14 @@ class ProcessExecutor:
         self._cancelled = False
         self._woken, self._wake = self._context.Pipe(duplex=False)
         self._data: SharedDataset | None = None
-        self._processes: list[ForkServerProcess] = []
-        self._events: list[Connection] = []
-        self._lifelines: list[Connection] = []
+        self._processes: dict[int, ForkServerProcess] = {}
+        """By the number of their worker, as what follows."""
+        self._events: dict[int, Connection] = {}
+        self._lifelines: dict[int, Connection] = {}
         self._links: list[Links] = []
+        self._journals: list[Journal] = []
+        self._parts: dict[int, Part] = {}
+        """The newest save of each block since the launch."""
 
     def launch(self, run: Run) -> None:
         self._workers = run.placement.workers
@@ -72,7 +84,7 @@ class ProcessExecutor:
         self._stop.value = self._cancelled = False
         while self._woken.poll():
             self._woken.recv_bytes()
-        self._processes, self._events, self._lifelines = [], [], []
+        self._processes, self._events, self._lifelines = {}, {}, {}
         try:
             self._start(run)
         except BaseException:
@@ -80,36 +92,41 @@ class ProcessExecutor:
             raise
 
     def _start(self, run: Run) -> None:
+        self._run, self._parts = run, {}
         limit_s = run.plan.config.executor.heartbeat_seconds
         self._heartbeats = Heartbeats(self._context, len(self._workers), limit_s)
         self._listener = Listener(self._heartbeats)
+        self._journals = [Journal(self._context) for _ in self._workers]
         # Kept: a child opens what channels are made of when it starts.
         self._links = wire(run.plan, self._workers, self.make_channel, emit=_unwired, stop_requested=_unwired)
-        cpus = run.placement.cpus or ((),) * len(self._workers)
-        for index, (blocks, own_cpus, link) in enumerate(zip(self._workers, cpus, self._links, strict=True)):
-            events, sender = self._context.Pipe(duplex=False)
-            lifeline, held = self._context.Pipe(duplex=False)
-            channels = (link.inbox, link.outbox, link.backward_in, link.backward_out)
-            life = _Life(lifeline, self._heartbeats, index, own_cpus)
-            process = self._context.Process(
-                target=_work,
-                args=(run, blocks, self._data, channels, sender, life, self._stop),
-                name=worker_name(blocks),
-                daemon=True,
-            )
-            self._events.append(events)
-            self._lifelines.append(held)
-            process.start()
-            sender.close()
-            lifeline.close()
-            self._processes.append(process)
+        for index in range(len(self._workers)):
+            self._spawn(index, run)
+
+    def _spawn(self, index: int, run: Run) -> None:
+        """Start the process of a worker, the first or one in the place of another."""
+        blocks, link = self._workers[index], self._links[index]
+        own_cpus = run.placement.cpus[index] if run.placement.cpus else ()
+        self._events[index], sender = self._context.Pipe(duplex=False)
+        lifeline, self._lifelines[index] = self._context.Pipe(duplex=False)
+        life = _Life(lifeline, self._heartbeats, index, own_cpus, self._journals[index])
+        channels = (link.inbox, link.outbox, link.backward_in, link.backward_out)
+        process = self._context.Process(
+            target=_work,
+            args=(run, blocks, self._data, channels, sender, life, self._stop),
+            name=worker_name(blocks),
+            daemon=True,
+        )
+        process.start()
+        sender.close()
+        lifeline.close()
+        self._processes[index] = process
 
     def make_channel(self, slots: int, size_bytes: int) -> RingChannel:
         """A line between two workers. What a slower link would do to a run is measured with another kind of ring."""
         return RingChannel(self._context, slots, size_bytes)
 
     def events(self) -> Generator[WorkerEvent, None, None]:
-        running = dict(enumerate(self._events))
+        running = dict(self._events)
         try:
             while running and not self._cancelled:
                 now = time.monotonic()
@@ -118,17 +135,16 @@ class ProcessExecutor:
                     try:
                         event = running[index].recv()
                     except (EOFError, OSError):
-                        yield from self._last_words()
-                        raise self._death(index) from None
+                        if not (yield from self._replaced(index, self._death(index), running)):
+                            raise self._death(index) from None
+                        continue
                     if isinstance(event, Exception):
                         raise event
-                    if isinstance(event, BlockEnded):
-                        del running[index]
+                    self._note(index, event, running)
                     yield event
-                if (silent := self._listener.silent(running, time.monotonic())) is not None:
-                    yield from self._last_words()
-                    how = f"gave no sign of life for {self._heartbeats.limit_s:g} seconds"
-                    raise WorkerLost(self._workers[silent][0], self._whose(silent) + how)
+                silent = self._listener.silent(running, time.monotonic())
+                if silent is not None and not (yield from self._replaced(silent, self._silence(silent), running)):
+                    raise self._silence(silent)
         finally:
             event = None  # an error here would hold this frame, and with it the executor's memory
             self._end()
@@ -141,20 +157,58 @@ class ProcessExecutor:
             self._cancelled = True
             self._wake.send_bytes(b"cancel")
 
-    def _last_words(self) -> Generator[WorkerEvent, None, None]:
-        """End the workers, and pass on what they had told. Raises an error that was among it."""
-        for process in self._processes:
-            process.kill()
+    def _note(self, index: int, event: WorkerEvent, running: dict[int, Connection]) -> None:
+        if isinstance(event, BlockEnded):
+            del running[index]
+        elif isinstance(event, BlockSaved):
+            self._parts[event.block] = Part(event.step, event.digest)
+
+    def _replaced(
+        self, index: int, error: BlockFailed, running: dict[int, Connection]
+    ) -> Generator[WorkerEvent, None, bool]:
+        """End the workers, and pass on what they had told; or only the lost one, and put another in its place.
+
+        Returns whether that was done. Raises an error that a worker had told.
+        """
+        alone = self._run.plan.config.executor.recovery is Recovery.CONTINUE
+        if not alone or not isinstance(error, WorkerLost):
+            yield from self._last_words(list(self._processes), running)
+            return False
+        yield from self._last_words([index], running)
+        self._processes[index].join()
+        if index in running:  # else it had ended in order before it was lost
+            yield from self._replace(index, error)
+            running[index] = self._events[index]
+        return True
+
+    def _last_words(self, workers: list[int], running: dict[int, Connection]) -> Iterator[WorkerEvent]:
+        """End `workers`, and pass on what they had told. Raises an error that was among it."""
+        for index in workers:
+            self._processes[index].kill()
         try:
-            for events in self._events:
+            for index in workers:
                 with contextlib.suppress(EOFError, OSError):
                     while True:
-                        event = events.recv()
+                        event = self._events[index].recv()
                         if isinstance(event, Exception):
                             raise event
+                        self._note(index, event, running)
                         yield event
         finally:
             event = None  # as in `events`
+
+    def _replace(self, index: int, lost: WorkerLost) -> Iterator[WorkerEvent]:
+        """Start a process that goes on where the dead one was; the lines to its neighbours are still there."""
+        run, blocks = self._run, self._workers[index]
+        turns = self._journals[index].read().turns
+        step = step_of_turn(run.plan, run.start_step, turns)
+        parts = {block: self._parts[block] for block in blocks if block in self._parts}
+        from_steps = {block: parts[block].step if block in parts else run.start_step for block in blocks}
+        yield WorkerMissing(lost, tuple(Continuation(block, step, from_steps[block]) for block in blocks))
+        for end in (self._events[index], self._lifelines[index]):
+            end.close()
+        self._listener.expect(index)
+        self._spawn(index, replace(run, takeover=Takeover(turns, step, parts)))
 
     def _death(self, index: int) -> BlockFailed:
         process = self._processes[index]
@@ -165,16 +219,20 @@ class ProcessExecutor:
         began = code < 0 or self._heartbeats.has_beaten(index)
         return (WorkerLost if began else BlockFailed)(self._workers[index][0], self._whose(index) + how)
 
+    def _silence(self, index: int) -> WorkerLost:
+        how = f"gave no sign of life for {self._heartbeats.limit_s:g} seconds"
+        return WorkerLost(self._workers[index][0], self._whose(index) + how)
+
     def _whose(self, index: int) -> str:
         blocks, pid = self._workers[index], self._processes[index].pid
         return f"{'its process' if len(blocks) == 1 else f'the process of {worker_name(blocks)}'} (pid {pid}) "
 
     def _end(self) -> None:
-        for process in self._processes:
+        for process in self._processes.values():
             process.kill()
-        for process in self._processes:
+        for process in self._processes.values():
             process.join()
-        for end in (*self._events, *self._lifelines):
+        for end in (*self._events.values(), *self._lifelines.values()):
             end.close()
 
 
@@ -187,6 +245,7 @@ class _Life(NamedTuple):
     worker: int
     cpus: tuple[int, ...]
     """Cores to keep to; empty: any."""
+    journal: Journal
 
 
 def _work(
@@ -204,12 +263,25 @@ def _work(
     threading.Thread(target=_live, args=(life,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(run.plan.config.executor.threads_per_block)
-    links = Links(*channels, emit=events.send, stop_requested=lambda: bool(stop.value))
+    rings = Rings(*channels)
+    replaceable = run.plan.config.executor.recovery is Recovery.CONTINUE
+    if replaceable:
+        rings.take_over(life.journal.read())
+
+    def stop_requested() -> bool:
+        # What a lost worker has told the next one holds, whatever was asked for since.
+        told = rings.outbox.resent() if rings.outbox else None
+        return bool(stop.value) if told is None else told is Kind.STOP
+
+    links = Links(*rings, emit=events.send, stop_requested=stop_requested)
     worker: Worker | None = None
     try:
         worker = Worker(run, blocks, dataset.dataset(), links)
-        for _ in worker.turns():
-            pass
+        for turns in worker.turns():
+            if replaceable:
+                entry = rings.entry(turns)
+                life.journal.write(entry)
+                rings.give_back(entry)
     except BllError as error:
         events.send(error)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it

@@ -31,7 +31,7 @@ from bll.regression.calibration import (
 from bll.regression.objective import RegressionPrediction, predict
 from bll.regression.scores import RegressionMeter
 from bll.sending import Sender
-from bll.trained import Trained, input_batches, loaded_blocks
+from bll.trained import Trained, input_batches, lineage, loaded_blocks
 
 _BATCH = 512
 
@@ -97,7 +97,9 @@ class RegressionModel(Trained):
             senders.append(Sender(block.readout.family, plan.config, index))
             blocks.append(block)
             mixings.append(mixing.at(plan.config.epochs - 1))
-        return cls(plan, RegressionNetwork(senders, blocks, mixings), root)
+        model = cls(plan, RegressionNetwork(senders, blocks, mixings), root)
+        model.continuations = lineage(run_dir, config_digest)
+        return model
 
     @cached_property
     def calibration(self) -> RegressionCalibration:

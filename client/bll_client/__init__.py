@@ -29,6 +29,7 @@ from bll_client._spec import parse_spec
 from bll_client._types import (
     Alarm,
     AlarmSignature,
+    BlockContinued,
     BlockDiagnostics,
     BlockPlan,
     BlockProgress,
@@ -62,6 +63,7 @@ __all__ = [
     "AlarmSignature",
     "AlreadyExists",
     "AsyncClient",
+    "BlockContinued",
     "BlockDiagnostics",
     "BlockPlan",
     "BlockProgress",

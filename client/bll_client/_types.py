@@ -268,6 +268,22 @@ class RolledBack:
 
 
 @dataclass(frozen=True)
+class BlockContinued:
+    """A block's worker was lost, and the block goes on with the weights that it last saved. The others have not
+    stopped."""
+
+    block: int
+    """From 0."""
+    step: int
+    """Steps done, by the block's place in the stream."""
+    from_step: int
+    """Steps after which its weights were saved; 0 = its initial weights."""
+    cause: str
+    restart: int
+    """Restarts since the last new checkpoint, this one included."""
+
+
+@dataclass(frozen=True)
 class StateChange:
     """A job's transition into a state."""
 
@@ -294,6 +310,7 @@ class JobEvent:
         | CheckpointSaved
         | CheckpointDamaged
         | RolledBack
+        | BlockContinued
         | None
     )
     """None: a kind of event that this client does not know."""

@@ -19,6 +19,7 @@ from bll.config import TrainingConfig
 from bll.errors import InvalidConfig, Violation
 from bll.events import (
     Alarm,
+    BlockContinued,
     BlockDiagnostics,
     BlockProgress,
     BlocksPlaced,
@@ -141,6 +142,8 @@ def event_message(event: JobEvent) -> training_pb2.JobEvent:
             _filled(message.checkpoint_damaged, inner)
         case RolledBack() as inner:
             _filled(message.rolled_back, inner)
+        case BlockContinued() as inner:
+            _filled(message.block_continued, inner)
     return message
 
 

@@ -142,6 +142,10 @@ class Metrics:
         """Count a lost worker that sent its run back to a checkpoint."""
         self._restarts.labels(Recovery.EXACT).inc()
 
+    def block_continued(self) -> None:
+        """Count a block that went on alone when its worker was lost."""
+        self._restarts.labels(Recovery.CONTINUE).inc()
+
     def evaluated(self, job_id: str, evaluation: Evaluation) -> None:
         """Show how good a job's network is, on validation rows."""
         if evaluation.split == "validation":

@@ -24,6 +24,7 @@ from bll.events import (
     BlockDiagnostics,
     BlockProgress,
     BlocksPlaced,
+    BlockWaiting,
     CheckpointSaved,
     Evaluation,
     Event,
@@ -389,6 +390,20 @@ def test_the_slowest_block_has_a_full_line_at_its_left_and_an_empty_one_at_its_r
     assert fill[1] > 0.7 > 0.3 > fill[2]
     assert waits[2] > max(waits[0], waits[1])
     assert blocked[0] > max(blocked[1], blocked[2])
+
+
+def test_a_block_that_waits_long_names_its_neighbour_and_says_when_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bll.lines.LONG_WAIT_S", 1e-4)
+    widths = {"network": {"architecture": "mlp", "widths": [8, 4000, 8]}, "blocks": {"num_blocks": 3, "cuts": [1, 2]}}
+    events = train(plan_of(widths, ExecutorName.THREADS), tmp_path)
+    told = [event for event in events if isinstance(event, BlockWaiting)]
+    for block, for_room in ((2, False), (0, True)):  # behind the slow block and before it
+        waits = [event for event in told if (event.block, event.for_room) == (block, for_room)]
+        assert {event.neighbour for event in waits} == {1}
+        assert [event.ended for event in waits] == [False, True] * (len(waits) // 2)
+        assert all(end.wait_s >= begun.wait_s for begun, end in zip(waits[::2], waits[1::2], strict=True))
 
 
 def test_one_loop_waits_for_nothing(reference: Reference) -> None:

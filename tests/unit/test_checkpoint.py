@@ -9,6 +9,7 @@ import torch
 
 from bll import checkpoint
 from bll.errors import CheckpointError
+from bll.lineage import Continuation
 
 
 def write(run_dir: Path, step: int, blocks: int = 2, kept: int = 1) -> None:
@@ -33,6 +34,24 @@ def test_a_committed_cut_is_found_and_read_back(tmp_path: Path) -> None:
     write(tmp_path, 20)
     assert checkpoint.newest(tmp_path, "config") == 20
     assert checkpoint.load_block(tmp_path, 20, 1, "config")["w"].tolist() == [1, 1, 1]
+
+
+def test_a_part_is_read_before_its_cut_is_complete(tmp_path: Path) -> None:
+    digest = checkpoint.save_block(tmp_path, 20, 1, {"w": torch.ones(3)})
+    part = checkpoint.Part(20, digest)
+    assert checkpoint.load_part(tmp_path, 1, part)["w"].tolist() == [1, 1, 1]
+    spoil(tmp_path / "checkpoints" / "step-000000020" / "block-1.safetensors", "flip")
+    with pytest.raises(CheckpointError, match=r"block-1\.safetensors: SHA-256 must be"):
+        checkpoint.load_part(tmp_path, 1, part)
+
+
+def test_a_cut_knows_what_its_weights_have_come_through(tmp_path: Path) -> None:
+    write(tmp_path, 20)
+    assert checkpoint.continuations(tmp_path, 20, "config") == ()
+    digests = {0: checkpoint.save_block(tmp_path, 40, 0, {"w": torch.zeros(1)})}
+    through = (Continuation(0, 31, 20), Continuation(1, 33, 20))
+    checkpoint.commit(tmp_path, 40, digests, "config", 2, through)
+    assert checkpoint.continuations(tmp_path, 40, "config") == through
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from bll.config import (
 from bll.events import (
     Alarm,
     AlarmSignature,
+    BlockContinued,
     BlockDiagnostics,
     BlockProgress,
     BlocksPlaced,
@@ -120,6 +121,8 @@ def sub_messages() -> list[Any]:
         (CheckpointSaved, training_pb2.CheckpointSaved, set()),
         (CheckpointDamaged, training_pb2.CheckpointDamaged, set()),
         (RolledBack, training_pb2.RolledBack, set()),
+        (BlockContinued, training_pb2.BlockContinued, set()),
+        (BlockWaiting, training_pb2.BlockWaiting, set()),
         (Plan, training_pb2.JobPlan, {"config"}),
     ],
 )
@@ -284,16 +287,22 @@ def test_a_long_wait_reaches_the_client(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "event",
-    [CheckpointDamaged(20, 10, "block-1.safetensors: truncated"), RolledBack(10, 2, "was killed by SIGKILL", 1)],
+    [
+        CheckpointDamaged(20, 10, "block-1.safetensors: truncated"),
+        RolledBack(10, 2, "was killed by SIGKILL", 1),
+        BlockContinued(2, 13, 10, "was killed by SIGKILL", 1),
+    ],
 )
-def test_what_happened_to_a_run_reaches_its_watchers(event: CheckpointDamaged | RolledBack, tmp_path: Path) -> None:
+def test_what_happened_to_a_run_reaches_its_watchers(
+    event: CheckpointDamaged | RolledBack | BlockContinued, tmp_path: Path
+) -> None:
     store = Store(tmp_path / "bll.db")
     store.create("one", "m", b"", PLAN)
     store.append("one", event)
     (kept,) = store.events("one", 1)
     assert kept.event == event
     message = convert.event_message(kept)
-    kind = {CheckpointDamaged: bll_client.CheckpointDamaged, RolledBack: bll_client.RolledBack}[type(event)]
+    kind: Any = getattr(bll_client, type(event).__name__)
     assert read(kind, getattr(message, message.WhichOneof("event") or "")) == kind(**vars(event))
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from bll.events import (
     Alarm,
     AlarmSignature,
+    BlockContinued,
     BlockDiagnostics,
     BlockProgress,
     BlocksPlaced,
@@ -65,6 +66,7 @@ events = st.one_of(
     st.builds(CheckpointSaved, counts, counts),
     st.builds(CheckpointDamaged, counts, counts, st.text()),
     st.builds(RolledBack, counts, counts, st.text(), counts),
+    st.builds(BlockContinued, counts, counts, counts, st.text(), counts),
     st.builds(RunEnded, counts, st.booleans()),
 )
 

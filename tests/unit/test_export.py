@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import bll.export
 from bll import TrainedModel, TrainingConfig, fit
 from bll.errors import ExportError
+from bll.lineage import Continuation
 from bll.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest
 from bll.plain import from_dict
 
@@ -75,7 +77,9 @@ def test_manifest_reads_back_and_belongs_to_its_model(
     assert read_manifest(directory) == manifest
     assert [e.split for e in manifest.evaluations] == ["validation", "test"]
     assert manifest.config == model.plan.config
-    manifest.write(tmp_path)
+    continued = replace(manifest, continuations=(Continuation(1, 33, 20),))
+    continued.write(tmp_path)
+    assert read_manifest(tmp_path, check_digest=False) == continued
     (tmp_path / MODEL_FILE).write_bytes(b"other")
     with pytest.raises(ExportError, match="SHA-256"):
         read_manifest(tmp_path)

@@ -85,3 +85,13 @@ def test_without_a_limit_nobody_is_looked_at(limit_s: float, expected: float | N
     room = Room(limit_s=limit_s)
     room.listener.silent(room.running, room.now)
     assert room.listener.next_look_s(room.now) == expected
+
+
+def test_a_process_in_the_place_of_a_silent_one_is_given_time_to_start() -> None:
+    room = Room()
+    room.passes(5, alive=(0, 1))
+    assert room.passes(1000, alive=(0,)) == 1
+    room.listener.expect(1)
+    assert room.passes(30, alive=(0,)) is None
+    assert room.passes(1000, alive=(0, 1)) is None
+    assert room.passes(1000, alive=(0,)) == 1

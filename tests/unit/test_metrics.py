@@ -38,5 +38,7 @@ def test_waits_of_a_block_add_up_until_its_job_ends_and_its_fill_is_the_last() -
 def test_lost_workers_are_counted() -> None:
     metrics = Metrics()
     metrics.run_rolled_back()
+    metrics.block_continued()
     metrics.run_rolled_back()
     assert metrics.registry.get_sample_value("bll_block_restarts_total", {"recovery": "exact"}) == 2
+    assert metrics.registry.get_sample_value("bll_block_restarts_total", {"recovery": "continue"}) == 1

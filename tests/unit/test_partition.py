@@ -152,6 +152,16 @@ def test_backprop_is_one_block() -> None:
         ({"executor": {"num_workers": 2}, "loss": {"span": 2}}, "executor.num_workers", "at most 1: loss.span 2"),
         ({"executor": {"num_workers": 2}, "rule": "backprop"}, "executor.num_workers", "at most 1"),
         (
+            {"executor": {"name": "threads", "recovery": "continue"}},
+            "executor.recovery",
+            "'exact' for executor 'threads'",
+        ),
+        (
+            {"executor": {"name": "sequential", "recovery": "continue"}},
+            "executor.recovery",
+            "cannot be lost one by one",
+        ),
+        (
             {"executor": {"name": "threads", "pin_cpus": True}},
             "executor.pin_cpus",
             "executor 'threads', whose",

@@ -14,11 +14,12 @@ from bll import checkpoint, supervision
 from bll.choices import ExecutorName
 from bll.config import TrainingConfig
 from bll.errors import BlockFailed, CheckpointError, DataError, Diverged, InvalidConfig, WorkerLost
-from bll.events import BlocksPlaced, CheckpointDamaged, CheckpointSaved, Event, RolledBack, RunEnded
+from bll.events import BlockContinued, BlocksPlaced, CheckpointDamaged, CheckpointSaved, Event, RolledBack, RunEnded
 from bll.execution import ExecutorConfig
+from bll.lineage import Continuation
 from bll.plan import BlockPlan, Plan
 from bll.supervision import Restarts, Supervisor
-from bll.wiring import BlockEnded, BlockSaved, WorkerEvent
+from bll.wiring import BlockEnded, BlockSaved, WorkerEvent, WorkerMissing
 from bll.worker import Run
 
 
@@ -34,7 +35,7 @@ def plan(max_restarts: int = 3, checkpoints_kept: int = 2) -> Plan:
 class Executor:
     """Saves each cut, and comes to grief at the steps that it is given, once at each."""
 
-    def __init__(self, *grief: tuple[int, Exception]) -> None:
+    def __init__(self, *grief: tuple[int, Exception | WorkerMissing]) -> None:
         self.grief = list(grief)
         self.starts: list[int] = []
         self.workers: list[int] = []
@@ -53,7 +54,10 @@ class Executor:
                 return
             step += 1
             if self.grief and self.grief[0][0] == step:
-                raise self.grief.pop(0)[1]
+                grief = self.grief.pop(0)[1]
+                if isinstance(grief, Exception):
+                    raise grief
+                yield grief
             if step % 10 == 0:
                 yield from self.saved(step)
         if step % 10 and step != self.run.start_step:
@@ -108,6 +112,42 @@ def test_a_run_goes_on_from_the_newest_cut_and_says_from_where(tmp_path: Path) -
         CheckpointSaved(40, 1),
         RunEnded(40, finished=True),
     ]
+
+
+def missing(*came_in: Continuation) -> WorkerMissing:
+    return WorkerMissing(lost(came_in[0].block), came_in)
+
+
+def test_blocks_that_go_on_alone_are_told_and_stay_with_every_cut_that_they_are_in(
+    tmp_path: Path, delays: list[float]
+) -> None:
+    first, *both = Continuation(1, 9, 0), Continuation(0, 21, 10), Continuation(1, 21, 20)
+    executor = Executor((9, missing(first)), (18, missing(*both)))
+    events = list(supervised(executor, tmp_path, plan(checkpoints_kept=4)).events())
+    assert executor.starts == [0]
+    assert delays == [0.0, 0.0]
+    assert [event for event in events if isinstance(event, BlockContinued)] == [
+        BlockContinued(1, 9, 0, "was killed", 1),
+        BlockContinued(0, 21, 10, "was killed", 1),
+        BlockContinued(1, 21, 20, "was killed", 1),
+    ]
+    # The cut of step 20 was taken before the blocks that had come further were lost.
+    through = {step: checkpoint.continuations(tmp_path, step, "config") for step in (10, 20, 30, 40)}
+    assert through == {10: (first,), 20: (first,), 30: (first, *both), 40: (first, *both)}
+
+
+def test_a_cut_that_is_gone_back_to_takes_its_lineage_along(tmp_path: Path) -> None:
+    before, after = Continuation(1, 9, 0), Continuation(1, 12, 10)
+    executor = Executor((9, missing(before)), (12, missing(after)), (15, lost()))
+    list(supervised(executor, tmp_path).events())
+    assert executor.starts == [0, 10]
+    assert checkpoint.continuations(tmp_path, 40, "config") == (before,)
+
+
+def test_a_block_that_keeps_going_on_alone_fails_the_run_in_the_end(tmp_path: Path) -> None:
+    executor = Executor(*[(step, missing(Continuation(1, step, 0))) for step in (2, 3, 4, 5)])
+    with pytest.raises(BlockFailed, match="block 1: was killed; it was the last of 4"):
+        list(supervised(executor, tmp_path).events())
 
 
 def test_a_block_that_keeps_dying_fails_the_run_by_name(tmp_path: Path, delays: list[float]) -> None:

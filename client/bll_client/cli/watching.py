@@ -15,6 +15,7 @@ from rich.text import Text
 
 from bll_client import (
     Alarm,
+    BlockContinued,
     BlockDiagnostics,
     BlockProgress,
     BlocksPlaced,
@@ -124,7 +125,7 @@ class LiveView(LineView):
                 self._blocks[block] = event.event
             case Evaluation(split="validation"):
                 self._validation = event.event
-            case Alarm() | CheckpointDamaged():
+            case Alarm() | CheckpointDamaged() | BlockContinued():
                 self._warnings.append(line(event))
             case RolledBack():
                 self._warnings.append(line(event))
@@ -232,6 +233,8 @@ def line(event: JobEvent) -> str:
             return f"checkpoint after step {step}"
         case CheckpointDamaged(step, fallback_step, cause):
             return f"checkpoint after step {step} is damaged, going on from step {fallback_step}: {cause}"
+        case BlockContinued(block, step, from_step, cause):
+            return f"block {block} goes on at step {step} with the weights of step {from_step}: {cause}"
         case RolledBack(step, block, cause):
             return f"rolled back to step {step}: block {block}, {cause}"
         case None:

@@ -467,6 +467,10 @@ class _RecoveryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Recovery.Val
     RECOVERY_UNSPECIFIED: _Recovery.ValueType  # 0
     RECOVERY_EXACT: _Recovery.ValueType  # 1
     """EXACT sends all blocks back to the newest checkpoint: the result is that of a run without the loss."""
+    RECOVERY_CONTINUE: _Recovery.ValueType  # 2
+    """CONTINUE lets the lost worker's blocks go on with the weights that they last saved while the others train. It is
+    for executor PROCESSES; the result is not reproducible.
+    """
 
 class Recovery(_Recovery, metaclass=_RecoveryEnumTypeWrapper):
     """Recovery is what becomes of a run whose worker was killed, died or fell silent. Absence means EXACT."""
@@ -474,6 +478,10 @@ class Recovery(_Recovery, metaclass=_RecoveryEnumTypeWrapper):
 RECOVERY_UNSPECIFIED: Recovery.ValueType  # 0
 RECOVERY_EXACT: Recovery.ValueType  # 1
 """EXACT sends all blocks back to the newest checkpoint: the result is that of a run without the loss."""
+RECOVERY_CONTINUE: Recovery.ValueType  # 2
+"""CONTINUE lets the lost worker's blocks go on with the weights that they last saved while the others train. It is
+for executor PROCESSES; the result is not reproducible.
+"""
 Global___Recovery: _TypeAlias = Recovery  # noqa: Y015
 
 class _AlarmSignature:
@@ -1923,6 +1931,46 @@ class RolledBack(_message.Message):
 Global___RolledBack: _TypeAlias = RolledBack  # noqa: Y015
 
 @_typing.final
+class BlockContinued(_message.Message):
+    """BlockContinued says that a block's worker was lost, and that the block goes on at its place in the stream with the
+    weights that it last saved. The other blocks have not stopped.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    FROM_STEP_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
+    block: _builtins.int
+    """block counts from 0."""
+    step: _builtins.int
+    """step counts the steps done, by the block's place in the stream."""
+    from_step: _builtins.int
+    """from_step counts the steps after which its weights were saved; 0 means its initial weights."""
+    cause: _builtins.str
+    """cause is how the worker was lost."""
+    restart: _builtins.int
+    """restart counts the restarts since the last new checkpoint, this one included."""
+    def __init__(
+        self,
+        *,
+        block: _builtins.int = ...,
+        step: _builtins.int = ...,
+        from_step: _builtins.int = ...,
+        cause: _builtins.str = ...,
+        restart: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "cause", b"cause", "from_step", b"from_step", "restart", b"restart", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockContinued: _TypeAlias = BlockContinued  # noqa: Y015
+
+@_typing.final
 class StateChange(_message.Message):
     """StateChange is a job's transition into a state."""
 
@@ -1965,6 +2013,7 @@ class JobEvent(_message.Message):
     CHECKPOINT_DAMAGED_FIELD_NUMBER: _builtins.int
     ROLLED_BACK_FIELD_NUMBER: _builtins.int
     BLOCKS_PLACED_FIELD_NUMBER: _builtins.int
+    BLOCK_CONTINUED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number rises by one from 1, without gaps."""
     @_builtins.property
@@ -1989,6 +2038,8 @@ class JobEvent(_message.Message):
     def rolled_back(self) -> Global___RolledBack: ...
     @_builtins.property
     def blocks_placed(self) -> Global___BlocksPlaced: ...
+    @_builtins.property
+    def block_continued(self) -> Global___BlockContinued: ...
     def __init__(
         self,
         *,
@@ -2004,12 +2055,13 @@ class JobEvent(_message.Message):
         checkpoint_damaged: Global___CheckpointDamaged | None = ...,
         rolled_back: Global___RolledBack | None = ...,
         blocks_placed: Global___BlocksPlaced | None = ...,
+        block_continued: Global___BlockContinued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "blocks_placed", b"blocks_placed", "checkpoint_damaged", b"checkpoint_damaged", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "rolled_back", b"rolled_back", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_continued", b"block_continued", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "blocks_placed", b"blocks_placed", "checkpoint_damaged", b"checkpoint_damaged", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "rolled_back", b"rolled_back", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "blocks_placed", b"blocks_placed", "checkpoint_damaged", b"checkpoint_damaged", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "number", b"number", "rolled_back", b"rolled_back", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "block_continued", b"block_continued", "block_diagnostics", b"block_diagnostics", "block_progress", b"block_progress", "block_waiting", b"block_waiting", "blocks_placed", b"blocks_placed", "checkpoint_damaged", b"checkpoint_damaged", "checkpoint_saved", b"checkpoint_saved", "evaluation", b"evaluation", "event", b"event", "number", b"number", "rolled_back", b"rolled_back", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "block_progress", "evaluation", "checkpoint_saved", "block_diagnostics", "alarm", "block_waiting", "checkpoint_damaged", "rolled_back", "blocks_placed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "block_progress", "evaluation", "checkpoint_saved", "block_diagnostics", "alarm", "block_waiting", "checkpoint_damaged", "rolled_back", "blocks_placed", "block_continued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

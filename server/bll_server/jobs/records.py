@@ -9,6 +9,7 @@ from datetime import datetime
 from bll.config import TrainingConfig
 from bll.events import (
     Alarm,
+    BlockContinued,
     BlockDiagnostics,
     BlockProgress,
     BlocksPlaced,
@@ -45,6 +46,7 @@ RunEvent = (
     | CheckpointSaved
     | CheckpointDamaged
     | RolledBack
+    | BlockContinued
 )
 """What a run tells that is kept with the job."""
 

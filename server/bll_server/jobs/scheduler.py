@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Unpack
 
 from bll.errors import ExportError
-from bll.events import Alarm, BlockProgress, BlockWaiting, CheckpointDamaged, Evaluation, RolledBack
+from bll.events import Alarm, BlockContinued, BlockProgress, BlockWaiting, CheckpointDamaged, Evaluation, RolledBack
 from bll.plan import Plan
 from bll_server.errors import IllegalState, Overloaded, ShuttingDown, StorageFull
 from bll_server.jobs.records import Failure, Job, JobEvent, JobSummary, StateChange, plan_to_json
@@ -270,6 +270,9 @@ class Scheduler:
         elif isinstance(event, RolledBack):
             self._metrics.run_rolled_back()
             log.warning("block %d: %s; going on from step %d", event.block, event.cause, event.step)
+        elif isinstance(event, BlockContinued):
+            self._metrics.block_continued()
+            log.warning("block %d: %s; going on with the weights of step %d", event.block, event.cause, event.from_step)
         elif isinstance(event, CheckpointDamaged):
             log.warning("a damaged checkpoint, going on from step %d: %s", event.fallback_step, event.cause)
         if progress:
