@@ -11,6 +11,7 @@ from bll_client._aio import AsyncClient
 from bll_client._channel import TLS
 from bll_client._client import Client
 from bll_client._errors import (
+    Aborted,
     AlreadyExists,
     CallError,
     ClientError,
@@ -59,6 +60,7 @@ from bll_proto.v1.training_pb2 import JobSpec
 
 __all__ = [
     "TLS",
+    "Aborted",
     "Alarm",
     "AlarmSignature",
     "AlreadyExists",

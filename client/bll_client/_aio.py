@@ -71,9 +71,13 @@ class AsyncClient:
         job_id: str | None = None,
         request_id: str | None = None,
         validate_only: bool = False,
+        labels: Mapping[str, str] | None = None,
+        display_name: str | None = None,
+        priority: int | None = None,
     ) -> Job:
         """As `Client.create_job`."""
-        return await self._send(_calls.create_job(spec, job_id, request_id, validate_only))
+        metadata = {"labels": labels, "display_name": display_name, "priority": priority}
+        return await self._send(_calls.create_job(spec, job_id, request_id, validate_only, metadata))
 
     async def get_job(self, name: str) -> Job:
         """As `Client.get_job`."""
@@ -98,6 +102,23 @@ class AsyncClient:
     async def retry_job(self, name: str) -> Job:
         """As `Client.retry_job`."""
         return await self._send(_calls.retry_job(name))
+
+    async def update_job(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        display_name: str | None = None,
+        priority: int | None = None,
+        etag: str = "",
+    ) -> Job:
+        """As `Client.update_job`."""
+        metadata = {"labels": labels, "display_name": display_name, "priority": priority}
+        return await self._send(_calls.update_job(name, metadata, etag))
+
+    async def delete_job(self, name: str, *, etag: str = "") -> None:
+        """As `Client.delete_job`."""
+        await self._send(_calls.delete_job(name, etag))
 
     async def watch_job(
         self, name: str, after_event: int = 0, *, timeout: timedelta | None = None

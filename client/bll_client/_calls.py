@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import grpc
 import numpy as np
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from bll_client._convert import read
 from bll_client._errors import InvalidInput
@@ -62,11 +63,17 @@ def model_name(name: str) -> str:
 
 
 def create_job(
-    spec: training_pb2.JobSpec | Mapping[str, Any], job_id: str | None, request_id: str | None, validate_only: bool
+    spec: training_pb2.JobSpec | Mapping[str, Any],
+    job_id: str | None,
+    request_id: str | None,
+    validate_only: bool,
+    metadata: Mapping[str, Any],
 ) -> Call[training_pb2.CreateJobRequest, training_pb2.CreateJobResponse, Job]:
     """Raises InvalidSpec."""
     request = training_pb2.CreateJobRequest(
-        job=training_pb2.Job(spec=spec if isinstance(spec, training_pb2.JobSpec) else parse_spec(spec)),
+        job=training_pb2.Job(
+            spec=spec if isinstance(spec, training_pb2.JobSpec) else parse_spec(spec), **_given(metadata)
+        ),
         job_id=job_id or "",
         request_id=request_id or str(uuid4()),
         validate_only=validate_only,
@@ -105,6 +112,25 @@ def resume_job(name: str) -> Call[training_pb2.ResumeJobRequest, training_pb2.Re
 def retry_job(name: str) -> Call[training_pb2.RetryJobRequest, training_pb2.RetryJobResponse, Job]:
     request = training_pb2.RetryJobRequest(name=job_name(name))
     return Call(lambda stubs: stubs.training.RetryJob, request, lambda response: read(Job, response.job))
+
+
+def update_job(
+    name: str, metadata: Mapping[str, Any], etag: str
+) -> Call[training_pb2.UpdateJobRequest, training_pb2.UpdateJobResponse, Job]:
+    given = _given(metadata)
+    request = training_pb2.UpdateJobRequest(
+        job=training_pb2.Job(name=job_name(name), etag=etag, **given), update_mask=FieldMask(paths=list(given))
+    )
+    return Call(lambda stubs: stubs.training.UpdateJob, request, lambda response: read(Job, response.job))
+
+
+def delete_job(name: str, etag: str) -> Call[training_pb2.DeleteJobRequest, training_pb2.DeleteJobResponse, None]:
+    request = training_pb2.DeleteJobRequest(name=job_name(name), etag=etag)
+    return Call(lambda stubs: stubs.training.DeleteJob, request, lambda response: None)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def list_models(page_token: str) -> Call[models_pb2.ListModelsRequest, models_pb2.ListModelsResponse, Page[Model]]:

@@ -75,15 +75,19 @@ class Client:
         job_id: str | None = None,
         request_id: str | None = None,
         validate_only: bool = False,
+        labels: Mapping[str, str] | None = None,
+        display_name: str | None = None,
+        priority: int | None = None,
     ) -> Job:
         """The new job, queued, its spec resolved and its blocks planned.
 
         A mapping has the fields of `JobSpec`, enum values short and in lower case. The server chooses a job id where
         none is given. A call that is repeated with the same `request_id`, a UUID, returns the same job; by default
-        each call has its own. `validate_only` stores nothing.
+        each call has its own. `validate_only` stores nothing. Jobs of a higher `priority` than 0 leave the queue first.
         Raises InvalidSpec, InvalidArgument, AlreadyExists, ResourceExhausted.
         """
-        return self._send(_calls.create_job(spec, job_id, request_id, validate_only))
+        metadata = {"labels": labels, "display_name": display_name, "priority": priority}
+        return self._send(_calls.create_job(spec, job_id, request_id, validate_only, metadata))
 
     def get_job(self, name: str) -> Job:
         """The job as it stands. `name` is `jobs/{id}` or the bare id, here and below. Raises NotFound."""
@@ -118,6 +122,30 @@ class Client:
         Raises NotFound, FailedPrecondition.
         """
         return self._send(_calls.retry_job(name))
+
+    def update_job(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        display_name: str | None = None,
+        priority: int | None = None,
+        etag: str = "",
+    ) -> Job:
+        """The job with other labels, display name or priority. None leaves what is there.
+
+        Labels are replaced as a whole. With `etag`, that of a job as it was read, nothing that came in between is
+        overwritten. Raises NotFound, InvalidArgument, Aborted.
+        """
+        metadata = {"labels": labels, "display_name": display_name, "priority": priority}
+        return self._send(_calls.update_job(name, metadata, etag))
+
+    def delete_job(self, name: str, *, etag: str = "") -> None:
+        """Forget a job that is over or paused, with its events, checkpoints and log; models stay.
+
+        Raises NotFound, FailedPrecondition for a job that is queued or runs, and Aborted if `etag` is not the job's.
+        """
+        self._send(_calls.delete_job(name, etag))
 
     def watch_job(self, name: str, after_event: int = 0, *, timeout: timedelta | None = None) -> Iterator[JobEvent]:
         """The job's events after number `after_event`, from the past into the future, each once.

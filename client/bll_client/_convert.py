@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, timedelta
 from enum import StrEnum
 from functools import cache
 from types import NoneType
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import Message
 from google.rpc import code_pb2
@@ -47,6 +47,8 @@ def _field(message: Message, name: str, hint: Any) -> Any:
         assert hint is timedelta, f"{message.DESCRIPTOR.full_name} has no field {name}"
         return timedelta(seconds=getattr(message, f"{name}_s"))
     value = getattr(message, name)
+    if get_origin(hint) is Mapping:
+        return dict(value) if isinstance(value, Mapping) else _value(message, name, hint, value)
     if message.DESCRIPTOR.fields_by_name[name].is_repeated:
         return tuple(_value(message, name, get_args(hint)[0], item) for item in value)
     if NoneType in get_args(hint) and not message.HasField(name):

@@ -9,6 +9,7 @@ ClientError
     ├── NotFound             no job, model or version has that name
     ├── AlreadyExists        the job id is taken, or the request id came again with another body
     ├── FailedPrecondition   the job's state does not allow the call
+    ├── Aborted              the job has changed since its etag was read
     ├── ResourceExhausted    a limit is reached: messages, watchers, disk; `retry_delay` may say when to try again
     ├── DeadlineExceeded     no answer within the call's deadline
     └── Unavailable          the server cannot be reached, is draining, or its model is not ready
@@ -108,6 +109,10 @@ class AlreadyExists(CallError, status=grpc.StatusCode.ALREADY_EXISTS):
 
 class FailedPrecondition(CallError, status=grpc.StatusCode.FAILED_PRECONDITION):
     """The job's state does not allow the call."""
+
+
+class Aborted(CallError, status=grpc.StatusCode.ABORTED):
+    """The job has changed since its etag was read."""
 
 
 class ResourceExhausted(CallError, status=grpc.StatusCode.RESOURCE_EXHAUSTED):

@@ -392,6 +392,14 @@ class Job:
     start_time: datetime | None
     end_time: datetime | None
     last_event: int
+    display_name: str
+    labels: Mapping[str, str]
+    priority: int
+    """Jobs of a higher one leave the queue first."""
+    etag: str
+    """Another after each change of state, labels, display name or priority; progress leaves it."""
+    queue_position: int
+    """From 1; 0 when the job is not QUEUED, and in a list."""
 
 
 @dataclass(frozen=True)

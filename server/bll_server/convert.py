@@ -33,6 +33,7 @@ from bll.plain import from_dict
 from bll.plan import Plan
 from bll_proto.v1 import errors_pb2, training_pb2
 from bll_server.errors import DOMAIN, InvalidRequest
+from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.records import Job, JobEvent, JobSummary, Progress, StateChange
 
 M = TypeVar("M", bound=Message)
@@ -49,6 +50,11 @@ def config_from_spec(spec: training_pb2.JobSpec) -> TrainingConfig:
 def invalid_spec(violations: tuple[Violation, ...]) -> InvalidRequest:
     """The same violations, under the path that a config has in a request."""
     return InvalidRequest(*(Violation(f"job.spec.{v.field}", v.description) for v in violations))
+
+
+def metadata(job: training_pb2.Job) -> Metadata:
+    """What a caller wrote on a job. Raises InvalidRequest with paths such as `job.labels`."""
+    return Metadata(job.display_name, dict(job.labels), job.priority)
 
 
 def spec_message(config: TrainingConfig, model_id: str = "") -> training_pb2.JobSpec:
@@ -71,6 +77,7 @@ def plan_message(plan: Plan) -> training_pb2.JobPlan:
 def job_message(job: Job) -> training_pb2.Job:
     """Everything about a job."""
     message = summary_message(job)
+    message.queue_position = job.queue_position
     message.spec.ParseFromString(job.spec)
     message.resolved_spec.CopyFrom(spec_message(job.plan.config, job.model_id))
     message.plan.CopyFrom(plan_message(job.plan))
@@ -96,6 +103,8 @@ def summary_message(job: JobSummary) -> training_pb2.Job:
         state_reason=job.reason,
         model_version=job.model_version,
         last_event=job.last_event,
+        etag=job.etag,
+        **vars(job.metadata),
     )
     message.spec.model_id = job.model_id
     if job.failure:

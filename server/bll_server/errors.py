@@ -6,6 +6,7 @@ ServerError
 ├── RequestIdReused   a request_id came again with another body
 ├── JobExists         the chosen job_id is taken
 ├── IllegalState      the job's state does not allow the call
+├── StaleEtag         the resource has changed since the caller read it
 ├── ModelNotReady     the model cannot answer now
 ├── Overloaded        a limit of this server is reached
 ├── ShuttingDown      the server is draining
@@ -47,6 +48,10 @@ class JobExists(ServerError):
 
 class IllegalState(ServerError):
     """The job's state does not allow the call."""
+
+
+class StaleEtag(ServerError):
+    """The resource has changed since the caller read it."""
 
 
 class ModelNotReady(ServerError):

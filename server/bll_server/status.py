@@ -20,6 +20,7 @@ from bll_server.errors import (
     RequestIdReused,
     ServerError,
     ShuttingDown,
+    StaleEtag,
     StorageFull,
     Unauthenticated,
 )
@@ -30,6 +31,7 @@ TABLE: dict[type[ServerError], tuple[grpc.StatusCode, reasons.ErrorReason.ValueT
     RequestIdReused: (grpc.StatusCode.ALREADY_EXISTS, reasons.ERROR_REASON_REQUEST_ID_REUSED),
     JobExists: (grpc.StatusCode.ALREADY_EXISTS, reasons.ERROR_REASON_JOB_EXISTS),
     IllegalState: (grpc.StatusCode.FAILED_PRECONDITION, reasons.ERROR_REASON_JOB_STATE),
+    StaleEtag: (grpc.StatusCode.ABORTED, reasons.ERROR_REASON_ETAG_MISMATCH),
     ModelNotReady: (grpc.StatusCode.UNAVAILABLE, reasons.ERROR_REASON_MODEL_NOT_READY),
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_OVERLOADED),
     ShuttingDown: (grpc.StatusCode.UNAVAILABLE, reasons.ERROR_REASON_SHUTTING_DOWN),

@@ -14,7 +14,8 @@ import pytest
 from bll.config import BlocksConfig, TrainingConfig
 from bll.events import BlockProgress, CheckpointSaved
 from bll.plan import BlockPlan, Plan
-from bll_server.errors import IllegalState, Overloaded, ShuttingDown, StorageFull
+from bll_server.errors import IllegalState, NotFound, Overloaded, ShuttingDown, StaleEtag, StorageFull
+from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.records import Failure, Job, JobEvent, StateChange
 from bll_server.jobs.scheduler import Scheduler
 from bll_server.jobs.states import FINAL, State
@@ -382,6 +383,60 @@ def test_a_pausing_job_is_paused_when_the_server_stops_or_dies(tmp_path: Path) -
     assert again.store.get("deaf-1").reason == "paused by request; goes on from step 11"
     assert again.store.get("deaf-1").state is State.PAUSED
     again.scheduler.drain(0)
+
+
+def test_a_deleted_job_leaves_nothing_and_its_name_is_free(bench: Bench) -> None:
+    bench.submit("fail-1")
+    bench.end_of("fail-1")
+    watcher = bench.scheduler.watch("fail-1", 0, lambda: False)
+    bench.scheduler.delete("fail-1")
+    with pytest.raises(NotFound):
+        list(watcher)
+    with pytest.raises(NotFound):
+        bench.scheduler.delete("fail-1")
+    assert not (bench.folder / "jobs" / "fail-1").exists()
+    assert list((bench.folder / "deleted").iterdir()) == []
+    bench.submit("fail-1")
+    assert bench.end_of("fail-1").state is State.FAILED
+
+
+def test_a_job_that_runs_or_has_changed_is_not_deleted_and_keeps_its_folder(bench: Bench) -> None:
+    bench.submit("wait-1")
+    etag = bench.training("wait-1").etag
+    with pytest.raises(IllegalState, match="RUNNING"):
+        bench.scheduler.delete("wait-1")
+    bench.scheduler.cancel("wait-1")
+    bench.end_of("wait-1")
+    with pytest.raises(StaleEtag):
+        bench.scheduler.delete("wait-1", etag)
+    assert (bench.folder / "jobs" / "wait-1" / "plan.json").exists()
+
+
+@pytest.mark.parametrize("row_is_gone", [False, True])
+def test_a_server_that_died_while_it_deleted_leaves_the_whole_job_or_nothing(tmp_path: Path, row_is_gone: bool) -> None:
+    bench = make(tmp_path)
+    bench.submit("wait-1")
+    bench.scheduler.pause("wait-1")
+    folder, grave = tmp_path / "jobs" / "wait-1", tmp_path / "deleted" / "wait-1"
+    grave.mkdir(parents=True)  # as a death between the move and what follows leaves it
+    (tmp_path / "jobs").mkdir()
+    if row_is_gone:
+        bench.store.delete("wait-1")
+    bench.scheduler.start()
+    bench.scheduler.drain(0)
+    assert (folder.exists(), grave.exists()) == (not row_is_gone, False)
+
+
+def test_jobs_of_a_higher_priority_run_first(bench: Bench) -> None:
+    bench.submit("wait-1")
+    bench.training("wait-1")
+    bench.submit("succeed-2")
+    bench.scheduler.submit("succeed-3", "", b"", PLAN, metadata=Metadata(priority=1))
+    bench.scheduler.cancel("wait-1")
+    second, third = bench.end_of("succeed-2"), bench.end_of("succeed-3")
+    assert third.end_time is not None
+    assert second.start_time is not None
+    assert third.end_time <= second.start_time
 
 
 def test_a_drained_job_is_queued_again_and_says_where_it_goes_on(bench: Bench) -> None:

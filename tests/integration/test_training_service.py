@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -124,6 +125,28 @@ def test_a_job_is_watched_cancelled_and_listed(stub: Stub) -> None:
     assert (code, reason) == (grpc.StatusCode.ALREADY_EXISTS, "JOB_EXISTS")
 
 
+def test_a_job_carries_what_its_caller_writes_on_it_until_it_is_deleted(stub: Stub) -> None:
+    job = training_pb2.Job(spec=small(), labels={"team": "x"}, display_name="Night run", priority=3)
+    created = stub.CreateJob(training_pb2.CreateJobRequest(job=job, job_id="labelled"), timeout=90).job
+    assert (dict(created.labels), created.display_name, created.priority) == ({"team": "x"}, "Night run", 3)
+    stub.PauseJob(training_pb2.PauseJobRequest(name="jobs/labelled"), timeout=10)
+    watch = training_pb2.WatchJobRequest(name="jobs/labelled")
+    next(e for e in stub.WatchJob(watch, timeout=60) if e.event.state_change.state == training_pb2.JOB_STATE_PAUSED)
+    etag = stub.GetJob(training_pb2.GetJobRequest(name="jobs/labelled"), timeout=10).job.etag
+    change = training_pb2.UpdateJobRequest(
+        job=training_pb2.Job(name="jobs/labelled", labels={"stage": "late"}, etag=etag),
+        update_mask=FieldMask(paths=["labels", "priority"]),
+    )
+    updated = stub.UpdateJob(change, timeout=10).job
+    assert (dict(updated.labels), updated.display_name, updated.priority) == ({"stage": "late"}, "Night run", 0)
+    code, _, reason = refusal(lambda: stub.UpdateJob(change, timeout=10))
+    assert (code, reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+    delete = training_pb2.DeleteJobRequest(name="jobs/labelled", etag=updated.etag)
+    stub.DeleteJob(delete, timeout=10)
+    code, _, _ = refusal(lambda: stub.DeleteJob(delete, timeout=10))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
 BAD_SPECS: dict[str, tuple[str, dict[str, Any]]] = {
     "a number out of range": ("job.spec.epochs", {"epochs": 0}),
     "not a number": ("job.spec.network.dropout", {"network": {"dropout": float("nan")}}),
@@ -190,6 +213,13 @@ BAD_REQUESTS: dict[str, Callable[[Stub], Any]] = {
     "request_id": lambda stub: create(stub, request_id="42"),
     "job.spec.model_id": lambda stub: create(stub, small(model_id="../up")),
     "name": lambda stub: stub.GetJob(training_pb2.GetJobRequest(name="models/a"), timeout=10),
+    "job.labels": lambda stub: stub.CreateJob(
+        training_pb2.CreateJobRequest(job=training_pb2.Job(spec=small(), labels={"A": "b"})), timeout=10
+    ),
+    "update_mask": lambda stub: stub.UpdateJob(
+        training_pb2.UpdateJobRequest(job=training_pb2.Job(name="jobs/abc"), update_mask=FieldMask(paths=["state"])),
+        timeout=10,
+    ),
     "page_size": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(page_size=-1), timeout=10),
     "page_token": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(page_token="guess"), timeout=10),
     "after_event": lambda stub: list(

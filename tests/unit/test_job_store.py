@@ -18,8 +18,10 @@ from bll_server.errors import (
     NotFound,
     QuotaExceeded,
     RequestIdReused,
+    StaleEtag,
     StorageFull,
 )
+from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.records import Failure, Progress, RunEvent, StateChange
 from bll_server.jobs.states import ACTIVE, FINAL, REQUESTS, TRANSITIONS, Request, State
 from bll_server.jobs.store import Store, _decode_token, _encode_token
@@ -94,19 +96,6 @@ def test_an_owner_with_too_many_jobs_that_are_not_over_is_told_how_many(store: S
     assert queue(store, "three", owner="bob", most_unfinished=2) == "three"
     store.transition("one", State.CANCELLED)
     assert queue(store, "four", owner="ann", most_unfinished=2) == "four"
-
-
-def test_a_database_from_before_there_were_owners_is_taken_over(store: Store, tmp_path: Path) -> None:
-    queue(store)
-    store.close()
-    with sqlite3.connect(tmp_path / "bll.db") as old:
-        old.execute("DROP INDEX ix_jobs_owner")
-        old.execute("ALTER TABLE jobs DROP COLUMN owner")
-        old.execute("PRAGMA user_version = 1")
-    old.close()
-    taken = Store(tmp_path / "bll.db")
-    assert taken.get("one").owner == ""
-    assert [job.job_id for job in taken.page(1, "", "")[0]] == ["one"]
 
 
 @pytest.mark.parametrize("before", State)
@@ -307,3 +296,74 @@ def test_a_damaged_checkpoint_is_the_newest_no_more(store: Store) -> None:
     store.append("one", CheckpointSaved(step=20, epoch=0))
     store.append("one", CheckpointDamaged(20, 10, "block-1.safetensors: truncated"))
     assert store.get("one").checkpoint_step == 10
+
+
+def test_the_queue_is_in_order_of_priority_and_then_of_arrival(store: Store) -> None:
+    for name, priority in (("one", 0), ("two", 5), ("three", 0), ("four", 5), ("five", -1)):
+        queue(store, name, metadata=Metadata(priority=priority))
+    order = [job.job_id for job in store.queue()]
+    assert order == ["two", "four", "one", "three", "five"]
+    assert [store.get(name).queue_position for name in order] == [1, 2, 3, 4, 5]
+    store.update("three", {"priority": 9})
+    assert store.get("three").queue_position == 1
+    assert store.transition("three", State.STARTING).queue_position == 0
+
+
+def test_who_is_resumed_joins_the_end_of_the_queue_and_whom_the_server_put_back_keeps_its_place(store: Store) -> None:
+    for name in ("one", "two", "three"):
+        queue(store, name)
+    store.transition("one", State.PAUSED)
+    store.transition("one", State.QUEUED)
+    store.transition("two", State.STARTING)
+    store.transition("two", State.QUEUED, "the server died")
+    assert [job.job_id for job in store.queue()] == ["two", "three", "one"]
+
+
+def test_an_update_replaces_what_it_names_and_nothing_else(store: Store) -> None:
+    queue(store, metadata=Metadata("First", {"team": "x"}, 1))
+    assert store.update("one", {"labels": {"stage": "test"}}).metadata == Metadata("First", {"stage": "test"}, 1)
+    assert store.update("one", {"display_name": "", "priority": 2}).metadata == Metadata("", {"stage": "test"}, 2)
+    with pytest.raises(NotFound):
+        store.update("none", {"priority": 2})
+
+
+def test_an_etag_holds_through_progress_and_not_through_a_change(store: Store) -> None:
+    etag = store.get(queue(store)).etag
+    store.append("one", PROGRESS, Progress(5, 0, 1000.0, None))
+    updated = store.update("one", {"priority": 1}, etag)
+    with pytest.raises(StaleEtag, match="has changed"):
+        store.update("one", {"priority": 2}, etag)
+    store.transition("one", State.PAUSED)
+    with pytest.raises(StaleEtag):
+        store.delete("one", updated.etag)
+    assert store.get("one").metadata.priority == 1
+
+
+@pytest.mark.parametrize("state", State)
+def test_only_a_job_that_is_over_or_paused_can_be_deleted(store: Store, state: State) -> None:
+    bring(store, queue(store), state)
+    queue(store, "two")
+    if state in FINAL | {State.PAUSED}:
+        store.delete("one")
+        with pytest.raises(NotFound):
+            store.get("one")
+        assert store.events("one", 0) == []
+        assert store.get(queue(store)).last_event == 1  # the name is free again
+    else:
+        with pytest.raises(IllegalState, match=f"{state.upper()}; jobs that are PAUSED, SUCCEEDED, FAILED, CANCELLED"):
+            store.delete("one")
+    assert len(store.events("two", 0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"display_name": "x" * 201}, "display_name: must have at most 200"),
+        ({"labels": {"Team": "x"}}, "labels: a key must match"),
+        ({"labels": {"team": "a b"}}, "the value of 'team' must match"),
+        ({"labels": {f"k{i}": "" for i in range(65)}}, "must be at most 64, got 65"),
+    ],
+)
+def test_metadata_that_breaks_a_rule_is_refused_by_field(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        Metadata(**fields)

@@ -15,7 +15,7 @@ from bll_client.cli import connection
 from bll_client.cli import output as show
 from bll_client.cli.connection import again, connect
 from bll_client.cli.exits import ExitCode, exit_code
-from bll_client.cli.files import read_array, read_spec
+from bll_client.cli.files import read_array, read_labels, read_spec
 from bll_client.cli.output import Format
 from bll_client.cli.watching import follow
 
@@ -47,6 +47,11 @@ app.add_typer(models, name="models")
 Server = Annotated[str, typer.Option("--server", envvar="BLL_SERVER", metavar="HOST:PORT", help="Where the server is.")]
 Output = Annotated[Format, typer.Option("--output", "-o", help="For people, or for programs.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="jobs/{id}, or the id.")]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label of the job; may be given again.")
+]
+DisplayName = Annotated[str | None, typer.Option("--name", help="A name for people.")]
+Priority = Annotated[int | None, typer.Option(help="Jobs of a higher one leave the queue first; 0 unless set.")]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="The id for the newest version, or {id}/versions/{version}.")
 ]
@@ -74,13 +79,23 @@ def train(
     detach: Annotated[bool, typer.Option("--detach", help="Do not watch the job.")] = False,
     job_id: Annotated[str | None, typer.Option(help="The job's id; the server chooses by default.")] = None,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check and plan; train nothing.")] = False,
+    label: Labels = None,
+    name: DisplayName = None,
+    priority: Priority = None,
     server: Server = DEFAULT_TARGET,
     output: Output = Format.TABLE,
 ) -> None:
     """Submit a job and watch it. With -o json, watching prints JSON lines: the events, then the job."""
     values = read_spec(spec)
     with connect(server) as client:
-        job = client.create_job(values, job_id=job_id, validate_only=validate_only)
+        job = client.create_job(
+            values,
+            job_id=job_id,
+            validate_only=validate_only,
+            labels=read_labels(label or ()),
+            display_name=name,
+            priority=priority,
+        )
         if detach or validate_only:
             _show(job, output)
             return
@@ -149,6 +164,40 @@ def retry_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Fo
     """Queue one failed or cancelled job again, to go on from its newest checkpoint."""
     with connect(server) as client:
         _show(client.retry_job(job), output)
+
+
+@jobs.command("update")
+def update_job(
+    job: JobName,
+    label: Labels = None,
+    remove_label: Annotated[
+        list[str] | None, typer.Option("--remove-label", metavar="KEY", help="May be given again.")
+    ] = None,
+    name: DisplayName = None,
+    priority: Priority = None,
+    server: Server = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+) -> None:
+    """Change labels, display name or priority of one job; other labels stay."""
+    added, removed = read_labels(label or ()), remove_label or ()
+    with connect(server) as client:
+        labels, etag = None, ""
+        if added or removed:
+            found = client.get_job(job)
+            labels = {key: value for key, value in {**found.labels, **added}.items() if key not in removed}
+            etag = found.etag
+        _show(client.update_job(job, labels=labels, display_name=name, priority=priority, etag=etag), output)
+
+
+@jobs.command("delete")
+def delete_jobs(
+    names: Annotated[list[str], typer.Argument(metavar="JOB...", help="jobs/{id}, or the id.")],
+    server: Server = DEFAULT_TARGET,
+) -> None:
+    """Forget jobs that are over or paused, with their events, checkpoints and logs. Their models stay."""
+    with connect(server) as client:
+        for name in names:
+            client.delete_job(name)
 
 
 @models.command("list")

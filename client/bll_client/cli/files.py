@@ -1,9 +1,9 @@
-"""The files that a user hands to `bll`: job specs and arrays."""
+"""What a user hands to `bll`: job specs and arrays in files, and labels on the command line."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,17 @@ def read_spec(path: Path) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise InvalidSpec([FieldViolation(str(path), f"must hold named fields, got {type(values).__name__}")])
     return values
+
+
+def read_labels(texts: Iterable[str]) -> dict[str, str]:
+    """The labels that `KEY=VALUE` texts name. Raises InvalidInput."""
+    labels = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InvalidInput(f"--label must be KEY=VALUE, got {text!r}")
+        labels[key] = value
+    return labels
 
 
 def read_array(path: Path, name: str | None) -> Array:

@@ -122,7 +122,11 @@ def show_state(job: Job) -> None:
     print_fields(
         {
             "name": job.name,
+            "display name": job.display_name,
+            "labels": " ".join(f"{key}={value}" for key, value in sorted(job.labels.items())),
+            "priority": str(job.priority or ""),
             "state": job.state + (f": {job.state_reason}" if job.state_reason else ""),
+            "in the queue": str(job.queue_position or ""),
             "error": f"{job.error.status}: {job.error.message}" if job.error else "",
             "progress": f"step {progress.step} of {progress.total_steps}" if progress else "",
             "remaining": str(progress.remaining) if progress and progress.remaining else "",

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62ll_proto/v1/errors.proto\x12\x06\x62ll.v1*\xe9\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12!\n\x1d\x45RROR_REASON_INVALID_ARGUMENT\x10\x01\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x02\x12\"\n\x1e\x45RROR_REASON_REQUEST_ID_REUSED\x10\x03\x12\x1b\n\x17\x45RROR_REASON_JOB_EXISTS\x10\x04\x12\x1a\n\x16\x45RROR_REASON_JOB_STATE\x10\x05\x12 \n\x1c\x45RROR_REASON_TRAINING_FAILED\x10\x06\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_READY\x10\x07\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x08\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\t\x12\x1d\n\x19\x45RROR_REASON_STORAGE_FULL\x10\n\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0b\x12\x1f\n\x1b\x45RROR_REASON_QUOTA_EXCEEDED\x10\x0e\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\x10\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\x11\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62ll_proto/v1/errors.proto\x12\x06\x62ll.v1*\x89\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12!\n\x1d\x45RROR_REASON_INVALID_ARGUMENT\x10\x01\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x02\x12\"\n\x1e\x45RROR_REASON_REQUEST_ID_REUSED\x10\x03\x12\x1b\n\x17\x45RROR_REASON_JOB_EXISTS\x10\x04\x12\x1a\n\x16\x45RROR_REASON_JOB_STATE\x10\x05\x12 \n\x1c\x45RROR_REASON_TRAINING_FAILED\x10\x06\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_READY\x10\x07\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x08\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\t\x12\x1d\n\x19\x45RROR_REASON_STORAGE_FULL\x10\n\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0b\x12\x1f\n\x1b\x45RROR_REASON_QUOTA_EXCEEDED\x10\x0e\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\x10\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\x11\x12\x1e\n\x1a\x45RROR_REASON_ETAG_MISMATCH\x10\x12\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bll_proto.v1.errors_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=38
-  _globals['_ERRORREASON']._serialized_end=527
+  _globals['_ERRORREASON']._serialized_end=559
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED: no token came with the call, or not one of this server's, or it has expired or was revoked."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 17
     """PERMISSION_DENIED: the token's role does not allow the call; the message names the role that does."""
+    ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 18
+    """ETAG_MISMATCH: the resource has changed since its etag was read."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the `reason` of the google.rpc.ErrorInfo in an error's details, with domain "bll".
@@ -86,4 +88,6 @@ ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 16
 """UNAUTHENTICATED: no token came with the call, or not one of this server's, or it has expired or was revoked."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 17
 """PERMISSION_DENIED: the token's role does not allow the call; the message names the role that does."""
+ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 18
+"""ETAG_MISMATCH: the resource has changed since its etag was read."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

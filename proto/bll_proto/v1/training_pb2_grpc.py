@@ -70,6 +70,16 @@ class TrainingServiceStub:
                 request_serializer=bll__proto_dot_v1_dot_training__pb2.RetryJobRequest.SerializeToString,
                 response_deserializer=bll__proto_dot_v1_dot_training__pb2.RetryJobResponse.FromString,
                 _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/bll.v1.TrainingService/UpdateJob',
+                request_serializer=bll__proto_dot_v1_dot_training__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=bll__proto_dot_v1_dot_training__pb2.UpdateJobResponse.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/bll.v1.TrainingService/DeleteJob',
+                request_serializer=bll__proto_dot_v1_dot_training__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=bll__proto_dot_v1_dot_training__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/bll.v1.TrainingService/WatchJob',
                 request_serializer=bll__proto_dot_v1_dot_training__pb2.WatchJobRequest.SerializeToString,
@@ -142,6 +152,24 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateJob(self, request, context):
+        """UpdateJob replaces labels, display name or priority, in any state of the job.
+        Errors include: NOT_FOUND, INVALID_ARGUMENT (a field breaks its rule, or update_mask names another),
+        ABORTED (the job is no longer as `etag` says).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """DeleteJob forgets a job that is over or paused, with its events, checkpoints and log. Models stay.
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is queued or runs: cancel it first), ABORTED (the job is
+        no longer as `etag` says).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
         makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
@@ -189,6 +217,16 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.RetryJob,
                     request_deserializer=bll__proto_dot_v1_dot_training__pb2.RetryJobRequest.FromString,
                     response_serializer=bll__proto_dot_v1_dot_training__pb2.RetryJobResponse.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=bll__proto_dot_v1_dot_training__pb2.UpdateJobRequest.FromString,
+                    response_serializer=bll__proto_dot_v1_dot_training__pb2.UpdateJobResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=bll__proto_dot_v1_dot_training__pb2.DeleteJobRequest.FromString,
+                    response_serializer=bll__proto_dot_v1_dot_training__pb2.DeleteJobResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -386,6 +424,60 @@ class TrainingService:
             '/bll.v1.TrainingService/RetryJob',
             bll__proto_dot_v1_dot_training__pb2.RetryJobRequest.SerializeToString,
             bll__proto_dot_v1_dot_training__pb2.RetryJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bll.v1.TrainingService/UpdateJob',
+            bll__proto_dot_v1_dot_training__pb2.UpdateJobRequest.SerializeToString,
+            bll__proto_dot_v1_dot_training__pb2.UpdateJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bll.v1.TrainingService/DeleteJob',
+            bll__proto_dot_v1_dot_training__pb2.DeleteJobRequest.SerializeToString,
+            bll__proto_dot_v1_dot_training__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,16 @@ class TrainingServiceStub:
     go on numbering.
     Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
     """
+    UpdateJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.UpdateJobRequest, _training_pb2.UpdateJobResponse]
+    """UpdateJob replaces labels, display name or priority, in any state of the job.
+    Errors include: NOT_FOUND, INVALID_ARGUMENT (a field breaks its rule, or update_mask names another),
+    ABORTED (the job is no longer as `etag` says).
+    """
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.DeleteJobRequest, _training_pb2.DeleteJobResponse]
+    """DeleteJob forgets a job that is over or paused, with its events, checkpoints and log. Models stay.
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is queued or runs: cancel it first), ABORTED (the job is
+    no longer as `etag` says).
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.WatchJobResponse]
     """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
     makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
@@ -110,6 +120,16 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
     go on numbering.
     Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
+    """
+    UpdateJob: _aio.UnaryUnaryMultiCallable[_training_pb2.UpdateJobRequest, _training_pb2.UpdateJobResponse]  # type: ignore[assignment]
+    """UpdateJob replaces labels, display name or priority, in any state of the job.
+    Errors include: NOT_FOUND, INVALID_ARGUMENT (a field breaks its rule, or update_mask names another),
+    ABORTED (the job is no longer as `etag` says).
+    """
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_training_pb2.DeleteJobRequest, _training_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    """DeleteJob forgets a job that is over or paused, with its events, checkpoints and log. Models stay.
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is queued or runs: cancel it first), ABORTED (the job is
+    no longer as `etag` says).
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.WatchJobResponse]  # type: ignore[assignment]
     """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
@@ -194,6 +214,28 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
         go on numbering.
         Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateJob(
+        self,
+        request: _training_pb2.UpdateJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.UpdateJobResponse, _abc.Awaitable[_training_pb2.UpdateJobResponse]]:
+        """UpdateJob replaces labels, display name or priority, in any state of the job.
+        Errors include: NOT_FOUND, INVALID_ARGUMENT (a field breaks its rule, or update_mask names another),
+        ABORTED (the job is no longer as `etag` says).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _training_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.DeleteJobResponse, _abc.Awaitable[_training_pb2.DeleteJobResponse]]:
+        """DeleteJob forgets a job that is over or paused, with its events, checkpoints and log. Models stay.
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is queued or runs: cancel it first), ABORTED (the job is
+        no longer as `etag` says).
         """
 
     @_abc_1.abstractmethod

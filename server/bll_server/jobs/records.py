@@ -25,7 +25,9 @@ from bll.events import (
 )
 from bll.plain import from_dict, to_dict
 from bll.plan import BlockPlan, Plan
-from bll_server.jobs.states import State
+from bll_server.errors import IllegalState
+from bll_server.jobs.metadata import Metadata
+from bll_server.jobs.states import DELETABLE, State
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class JobSummary:
     owner: str
     """Whose token created it; empty where the server asks for none."""
     model_id: str
+    metadata: Metadata
+    etag: str
+    """Another after each change of state or metadata; progress leaves it."""
     state: State
     reason: str
     failure: Failure | None
@@ -112,8 +117,17 @@ class Job(JobSummary):
     spec: bytes
     """The `bll.v1.JobSpec` that was asked for, serialised."""
     plan: Plan
+    queue_position: int
+    """From 1; 0 when it is not queued."""
     validation: Evaluation | None
     test: Evaluation | None
+
+
+def check_deletable(job: JobSummary) -> None:
+    """Raises IllegalState, which names the states that allow it."""
+    if job.state not in DELETABLE:
+        states = ", ".join(state for state in State if state in DELETABLE).upper()
+        raise IllegalState(f"jobs/{job.job_id} is {job.state.upper()}; jobs that are {states} can be deleted")
 
 
 def plan_to_json(plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""Runs queued jobs, oldest first, each in a process of its own, and keeps their states true.
+"""Runs queued jobs in the order of the queue, each in a process of its own, and keeps their states true.
 
 One thread fills free slots; one thread per running job reads what its runner tells. Both write states through the
 store alone, whose table of transitions settles every race.
@@ -18,8 +18,8 @@ from typing import Unpack
 from bll.errors import ExportError
 from bll.events import Alarm, BlockContinued, BlockProgress, BlockWaiting, CheckpointDamaged, Evaluation, RolledBack
 from bll.plan import Plan
-from bll_server.errors import IllegalState, Overloaded, ShuttingDown, StorageFull
-from bll_server.jobs.records import Failure, Job, JobEvent, JobSummary, StateChange, plan_to_json
+from bll_server.errors import IllegalState, NotFound, Overloaded, ShuttingDown, StorageFull
+from bll_server.jobs.records import Failure, Job, JobEvent, JobSummary, StateChange, check_deletable, plan_to_json
 from bll_server.jobs.report import Report
 from bll_server.jobs.run import Run, describe
 from bll_server.jobs.states import FINAL, REQUESTS, Request, State
@@ -59,6 +59,7 @@ class Scheduler:
         self._publish = publish
         self._metrics = metrics
         self._jobs_dir = data_dir / "jobs"
+        self._deleted_dir = data_dir / "deleted"
         self._datasets = data_dir / "datasets"
         self._max_jobs = max_jobs
         self._cancel_grace_s = cancel_grace_s
@@ -72,6 +73,7 @@ class Scheduler:
 
     def start(self) -> None:
         """Put the jobs that a dead server left behind back in order, and begin."""
+        self._finish_deletions()
         for job in self._store.in_states(State.STARTING, State.RUNNING):
             self._store.transition(job.job_id, State.QUEUED, _goes_on("the server died", job))
         for job in self._store.in_states(State.PAUSING):
@@ -109,6 +111,29 @@ class Scheduler:
         """The failed or cancelled job, queued again. Raises NotFound, IllegalState."""
         return self._ask(job_id, Request.RETRY)
 
+    def delete(self, job_id: str, etag: str = "") -> None:
+        """Forget a job that is over or paused: its events, checkpoints and log; never the model that it published.
+
+        Its folder is moved away before its row goes, and moved back at the next start if the server dies in between:
+        so there is never a job without its checkpoints, nor checkpoints that another job of the name would find.
+        Raises NotFound, StaleEtag, IllegalState.
+        """
+        check_deletable(self._store.get(job_id))
+        folder, grave = self._jobs_dir / job_id, self._deleted_dir / job_id
+        with self._changed:  # no launch meanwhile
+            self._changed.wait_for(lambda: job_id not in self._runs)
+            shutil.rmtree(grave, ignore_errors=True)
+            if folder.exists():
+                self._deleted_dir.mkdir(exist_ok=True)
+                folder.rename(grave)
+            try:
+                self._store.delete(job_id, etag)
+            except BaseException:
+                if grave.exists():
+                    grave.rename(folder)
+                raise
+        shutil.rmtree(grave, ignore_errors=True)
+
     def watch(self, job_id: str, after: int, gone: Callable[[], bool]) -> Iterator[JobEvent | None]:
         """The events after number `after`, until the state is final; None now and then when nothing happens.
 
@@ -127,7 +152,8 @@ class Scheduler:
                     yield event
                     after = event.number
                     final = isinstance(event.event, StateChange) and event.event.state in FINAL
-                final = final and after == self._store.get(job_id).last_event  # else it has been retried since
+                newest = self._store.last_event(job_id)  # raises NotFound once the job is deleted
+                final = final and after == newest  # else it has been retried since
                 if not events:
                     if ending:
                         raise ShuttingDown("the server is shutting down; go on watching when it is back")
@@ -158,6 +184,15 @@ class Scheduler:
     def _is_ending(self, job_id: str) -> bool:
         """The server is draining and has nothing more to tell of the job."""
         return self._draining and job_id not in self._runs
+
+    def _finish_deletions(self) -> None:
+        for grave in self._deleted_dir.glob("*"):
+            try:
+                self._store.last_event(grave.name)
+            except NotFound:
+                shutil.rmtree(grave, ignore_errors=True)
+            else:
+                grave.rename(self._jobs_dir / grave.name)
 
     def _ask(self, job_id: str, request: Request) -> Job:
         allowed = REQUESTS[request]
@@ -197,7 +232,7 @@ class Scheduler:
             while not self._draining:
                 try:
                     # A job that is queued again may have a run that is about to be cleared away.
-                    waiting = [job for job in self._store.in_states(State.QUEUED) if job.job_id not in self._runs]
+                    waiting = [job for job in self._store.queue() if job.job_id not in self._runs]
                     for job in waiting[: self._max_jobs - len(self._runs)]:
                         self._launch(job.job_id)
                 except Exception:  # this thread lives as long as the server: the disk may have room again later

@@ -38,6 +38,9 @@ FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 ACTIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING})
 """States in which a runner process may exist."""
 
+DELETABLE = FINAL | {State.PAUSED}
+"""States without a runner in which a job may be deleted; one that is queued or runs is to be cancelled first."""
+
 
 class Request(StrEnum):
     """What a caller may ask of a job; the value says it in words."""

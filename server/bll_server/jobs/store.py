@@ -10,10 +10,11 @@ import base64
 import math
 import secrets
 import sqlite3
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -30,8 +31,10 @@ from bll_server.errors import (
     NotFound,
     QuotaExceeded,
     RequestIdReused,
+    StaleEtag,
     StorageFull,
 )
+from bll_server.jobs.metadata import NO_METADATA, Metadata
 from bll_server.jobs.records import (
     Failure,
     Job,
@@ -40,60 +43,18 @@ from bll_server.jobs.records import (
     Progress,
     RunEvent,
     StateChange,
+    check_deletable,
     event_from_json,
     event_to_json,
     plan_from_json,
     plan_to_json,
 )
-from bll_server.jobs.states import FINAL, TRANSITIONS, State
-
-SCHEMA = 2
-"""Kept as SQLite's user_version; raised when older servers would misread the tables."""
-
-_metadata = sa.MetaData()
-
-_jobs = sa.Table(
-    "jobs",
-    _metadata,
-    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("job_id", sa.Text, nullable=False, unique=True),
-    sa.Column("owner", sa.Text, nullable=False, server_default="", index=True),
-    # A repeated request_id finds its job here, by `_request_key`; the digest tells whether the body was the same.
-    sa.Column("request_id", sa.Text, unique=True),
-    sa.Column("request_digest", sa.Text, nullable=False),
-    sa.Column("model_id", sa.Text, nullable=False),
-    sa.Column("spec", sa.LargeBinary, nullable=False),
-    sa.Column("plan", sa.Text, nullable=False),
-    sa.Column("total_steps", sa.Integer, nullable=False),
-    sa.Column("total_epochs", sa.Integer, nullable=False),
-    sa.Column("state", sa.Text, nullable=False, index=True),
-    sa.Column("reason", sa.Text, nullable=False, default=""),
-    sa.Column("failure", sa.JSON(none_as_null=True)),
-    sa.Column("progress", sa.JSON(none_as_null=True)),
-    sa.Column("validation", sa.JSON(none_as_null=True)),
-    sa.Column("test", sa.JSON(none_as_null=True)),
-    sa.Column("checkpoint_step", sa.Integer, nullable=False, default=0),
-    sa.Column("model_version", sa.Text, nullable=False, default=""),
-    sa.Column("create_time", sa.Float, nullable=False),
-    sa.Column("start_time", sa.Float),
-    sa.Column("end_time", sa.Float),
-    sa.Column("last_event", sa.Integer, nullable=False, default=0),
-    sqlite_autoincrement=True,  # a number is never given twice, so that page tokens stay true
-)
-
-_events = sa.Table(
-    "events",
-    _metadata,
-    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.job_id"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("time", sa.Float, nullable=False),
-    sa.Column("payload", sa.Text, nullable=False),
-    sqlite_with_rowid=False,  # the events of a job lie side by side, in order
-)
+from bll_server.jobs.schema import events, jobs, prepare
+from bll_server.jobs.states import ACTIVE, FINAL, TRANSITIONS, State
 
 _SUMMARY = tuple(
     column
-    for column in _jobs.columns
+    for column in jobs.columns
     if column.name not in ("spec", "plan", "validation", "test", "request_id", "request_digest")
 )
 
@@ -103,6 +64,7 @@ class Submission(TypedDict, total=False):
 
     owner: str
     """Whose it is; "" where the server asks for no token."""
+    metadata: Metadata
     request_id: str
     request_digest: str
     most_unfinished: float
@@ -113,7 +75,7 @@ class Store:
     """The jobs of one data directory. Safe to call from many threads of one process."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the database at `path`. Raises StorageFull."""
+        """Open or create the database at `path`, or bring it up to date. Raises StorageFull."""
         self._engine = sa.create_engine(f"sqlite:///{path}", isolation_level="AUTOCOMMIT", pool_size=16)
         sa.event.listen(self._engine, "connect", _configure)
         self._writing = threading.Lock()
@@ -123,14 +85,7 @@ class Store:
         self._numbers: dict[str, int] = {}
         """The same for the transaction that is going on; guarded by `_writing`."""
         with self._write() as connection:
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version > SCHEMA:
-                raise RuntimeError(f"{path}: made by a newer server (schema {version}, known is {SCHEMA})")
-            if version == 1:
-                connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
-                connection.exec_driver_sql("CREATE INDEX ix_jobs_owner ON jobs (owner)")
-            _metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+            prepare(connection)
 
     def close(self) -> None:
         """Give the files back."""
@@ -152,10 +107,11 @@ class Store:
                 return earlier
             if owner and (has := _unfinished(connection, owner)) >= most_unfinished:
                 raise QuotaExceeded(f"{owner} may have {most_unfinished} jobs that are not over, and has {has}")
-            if connection.execute(sa.select(_jobs.c.job_id).where(_jobs.c.job_id == chosen)).first():
+            if connection.execute(sa.select(jobs.c.job_id).where(jobs.c.job_id == chosen)).first():
                 raise JobExists(f"job_id {chosen!r} is taken")
+            now = _now()
             connection.execute(
-                _jobs.insert().values(
+                jobs.insert().values(
                     job_id=chosen,
                     owner=owner,
                     request_id=_request_key(owner, request_id) if request_id else None,
@@ -166,7 +122,9 @@ class Store:
                     total_steps=plan.total_steps,
                     total_epochs=plan.config.epochs,
                     state=State.QUEUED.value,
-                    create_time=_now(),
+                    create_time=now,
+                    queue_time=now,
+                    **asdict(more.get("metadata", NO_METADATA)),
                 )
             )
             self._append(connection, chosen, StateChange(State.QUEUED))
@@ -193,11 +151,34 @@ class Store:
             values: dict[str, Any] = {"state": state.value, "reason": reason, "model_version": model_version}
             values["failure"] = asdict(failure) if failure else None
             values["end_time"] = _now() if state in FINAL else None
+            values["revision"] = jobs.c.revision + 1
             if state is State.STARTING and job.start_time is None:
                 values["start_time"] = _now()
-            connection.execute(_jobs.update().where(_jobs.c.job_id == job_id).values(**values))
+            if state is State.QUEUED and job.state not in ACTIVE:  # else the server puts it back in its place
+                values["queue_time"] = _now()
+            connection.execute(jobs.update().where(jobs.c.job_id == job_id).values(**values))
             self._append(connection, job_id, StateChange(state, reason))
             return _get(connection, job_id)
+
+    def update(self, job_id: str, changes: Mapping[str, Any], etag: str = "") -> Job:
+        """The job with some fields of its `Metadata` replaced. Raises NotFound, StaleEtag, InvalidRequest."""
+        with self._write() as connection:
+            job = _get(connection, job_id)
+            _check_etag(job, etag)
+            values = asdict(replace(job.metadata, **changes))
+            row = jobs.c.job_id == job_id
+            connection.execute(jobs.update().where(row).values(revision=jobs.c.revision + 1, **values))
+            return _get(connection, job_id)
+
+    def delete(self, job_id: str, etag: str = "") -> None:
+        """Forget a job and its events. Raises NotFound, StaleEtag, IllegalState."""
+        with self._write() as connection:
+            job = _get(connection, job_id)
+            _check_etag(job, etag)
+            check_deletable(job)
+            connection.execute(events.delete().where(events.c.job_id == job_id))
+            connection.execute(jobs.delete().where(jobs.c.job_id == job_id))
+            self._numbers[job_id] = sys.maxsize  # whoever waits for the next event looks, and finds no job
 
     def append(self, job_id: str, event: RunEvent, progress: Progress | None = None) -> None:
         """Add one event of the run, and what it says of the job as a whole."""
@@ -212,7 +193,7 @@ class Store:
             values[event.split] = asdict(event)
         with self._write() as connection:
             if values:
-                connection.execute(_jobs.update().where(_jobs.c.job_id == job_id).values(**values))
+                connection.execute(jobs.update().where(jobs.c.job_id == job_id).values(**values))
             self._append(connection, job_id, event)
 
     # Reading
@@ -225,7 +206,7 @@ class Store:
     def owner(self, job_id: str) -> str:
         """Raises NotFound."""
         with self._engine.connect() as connection:
-            owner = connection.execute(sa.select(_jobs.c.owner).where(_jobs.c.job_id == job_id)).scalar()
+            owner = connection.execute(sa.select(jobs.c.owner).where(jobs.c.job_id == job_id)).scalar()
         if owner is None:
             raise _not_found(job_id)
         return str(owner)
@@ -240,11 +221,11 @@ class Store:
 
         Raises InvalidRequest.
         """
-        query = sa.select(*_SUMMARY).order_by(_jobs.c.sequence.desc()).limit(size + 1)
+        query = sa.select(*_SUMMARY).order_by(jobs.c.sequence.desc()).limit(size + 1)
         if owner is not None:
-            query = query.where(_jobs.c.owner == owner)
+            query = query.where(jobs.c.owner == owner)
         if token:
-            query = query.where(_jobs.c.sequence < _decode_token(token))
+            query = query.where(jobs.c.sequence < _decode_token(token))
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
         following = _encode_token(rows[size - 1].sequence) if len(rows) > size else ""
@@ -252,13 +233,29 @@ class Store:
 
     def in_states(self, *states: State) -> list[JobSummary]:
         """The jobs in one of `states`, oldest first."""
-        query = sa.select(*_SUMMARY).where(_jobs.c.state.in_([s.value for s in states])).order_by(_jobs.c.sequence)
+        query = sa.select(*_SUMMARY).where(jobs.c.state.in_([s.value for s in states])).order_by(jobs.c.sequence)
         with self._engine.connect() as connection:
             return [JobSummary(**_summary(row)) for row in connection.execute(query)]
 
+    def queue(self) -> list[JobSummary]:
+        """The QUEUED jobs, in the order in which they are to start."""
+        query = sa.select(*_SUMMARY).where(jobs.c.state == State.QUEUED.value)
+        query = query.order_by(jobs.c.priority.desc(), jobs.c.queue_time, jobs.c.sequence)
+        with self._engine.connect() as connection:
+            return [JobSummary(**_summary(row)) for row in connection.execute(query)]
+
+    def last_event(self, job_id: str) -> int:
+        """Number of the job's newest event. Raises NotFound."""
+        with self._engine.connect() as connection:
+            query = sa.select(jobs.c.last_event).where(jobs.c.job_id == job_id)
+            number: int | None = connection.execute(query).scalar()
+        if number is None:
+            raise _not_found(job_id)
+        return number
+
     def counts(self) -> dict[State, int]:
         """Number of jobs in each state."""
-        query = sa.select(_jobs.c.state, sa.func.count()).group_by(_jobs.c.state)
+        query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
         with self._engine.connect() as connection:
             found = {State(state): count for state, count in connection.execute(query)}
         return {state: found.get(state, 0) for state in State}
@@ -266,9 +263,9 @@ class Store:
     def events(self, job_id: str, after: int, limit: int = 500) -> list[JobEvent]:
         """At most `limit` events numbered above `after`, in order."""
         query = (
-            sa.select(_events.c.number, _events.c.time, _events.c.payload)
-            .where(_events.c.job_id == job_id, _events.c.number > after)
-            .order_by(_events.c.number)
+            sa.select(events.c.number, events.c.time, events.c.payload)
+            .where(events.c.job_id == job_id, events.c.number > after)
+            .order_by(events.c.number)
             .limit(limit)
         )
         with self._engine.connect() as connection:
@@ -313,12 +310,12 @@ class Store:
                 self._appended.notify_all()
 
     def _append(self, connection: sa.Connection, job_id: str, event: StateChange | RunEvent) -> None:
-        row = _jobs.c.job_id == job_id
-        number = connection.execute(sa.select(_jobs.c.last_event).where(row)).scalar_one() + 1
+        row = jobs.c.job_id == job_id
+        number = connection.execute(sa.select(jobs.c.last_event).where(row)).scalar_one() + 1
         connection.execute(
-            _events.insert().values(job_id=job_id, number=number, time=_now(), payload=event_to_json(event))
+            events.insert().values(job_id=job_id, number=number, time=_now(), payload=event_to_json(event))
         )
-        connection.execute(_jobs.update().where(row).values(last_event=number))
+        connection.execute(jobs.update().where(row).values(last_event=number))
         self._numbers[job_id] = number
 
 
@@ -329,16 +326,30 @@ def _configure(connection: sqlite3.Connection, record: object) -> None:
 
 
 def _get(connection: sa.Connection, job_id: str) -> Job:
-    row = connection.execute(sa.select(_jobs).where(_jobs.c.job_id == job_id)).first()
+    row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).first()
     if row is None:
         raise _not_found(job_id)
     return Job(
         **_summary(row),
         spec=row.spec,
         plan=plan_from_json(row.plan),
+        queue_position=_queue_position(connection, row) if row.state == State.QUEUED else 0,
         validation=evaluation_from_dict(row.validation) if row.validation else None,
         test=evaluation_from_dict(row.test) if row.test else None,
     )
+
+
+def _queue_position(connection: sa.Connection, row: sa.Row[Any]) -> int:
+    """Counts from 1; see `Store.queue`."""
+    earlier = sa.tuple_(jobs.c.queue_time, jobs.c.sequence) < (row.queue_time, row.sequence)
+    ahead = (jobs.c.priority > row.priority) | ((jobs.c.priority == row.priority) & earlier)
+    query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state == State.QUEUED.value, ahead)
+    return 1 + connection.execute(query).scalar_one()
+
+
+def _check_etag(job: Job, etag: str) -> None:
+    if etag and etag != job.etag:
+        raise StaleEtag(f"jobs/{job.job_id} has changed: its etag is {job.etag}, got {etag}")
 
 
 def _not_found(job_id: str) -> NotFound:
@@ -351,13 +362,13 @@ def _request_key(owner: str, request_id: str) -> str:
 
 
 def _unfinished(connection: sa.Connection, owner: str) -> int:
-    query = sa.select(sa.func.count()).where(_jobs.c.owner == owner, _jobs.c.state.not_in([s.value for s in FINAL]))
+    query = sa.select(sa.func.count()).where(jobs.c.owner == owner, jobs.c.state.not_in([s.value for s in FINAL]))
     return connection.execute(query).scalar_one()
 
 
 def _replayed(connection: sa.Connection, owner: str, request_id: str, request_digest: str) -> Job | None:
     key = _request_key(owner, request_id)
-    query = sa.select(_jobs.c.job_id, _jobs.c.request_digest).where(_jobs.c.request_id == key)
+    query = sa.select(jobs.c.job_id, jobs.c.request_digest).where(jobs.c.request_id == key)
     row = connection.execute(query).first()
     if row is None:
         return None
@@ -371,6 +382,8 @@ def _summary(row: sa.Row[Any]) -> dict[str, Any]:
         "job_id": row.job_id,
         "owner": row.owner,
         "model_id": row.model_id,
+        "metadata": Metadata(row.display_name, row.labels, row.priority),
+        "etag": f'W/"{row.sequence}-{row.revision}"',
         "state": State(row.state),
         "reason": row.reason,
         "failure": Failure(**row.failure) if row.failure else None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
 from uuid import UUID
 
 import grpc
@@ -13,6 +15,7 @@ from bll.errors import Violation
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 from bll_server import convert
 from bll_server.errors import InvalidRequest
+from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.planner import Planner
 from bll_server.jobs.scheduler import Scheduler
 from bll_server.jobs.store import Store
@@ -38,7 +41,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         digest = _digest(request)
         if request.request_id and (earlier := self._store.replayed(request.request_id, digest)):
             return training_pb2.CreateJobResponse(job=convert.job_message(earlier))
-        spec = request.job.spec
+        spec, metadata = request.job.spec, convert.metadata(request.job)
         plan = self._planner.plan(convert.config_from_spec(spec))
         if request.validate_only:
             return training_pb2.CreateJobResponse(job=convert.preview_message(spec, plan))
@@ -47,6 +50,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
             spec.model_id,
             spec.SerializeToString(),
             plan,
+            metadata=metadata,
             request_id=request.request_id,
             request_digest=digest,
         )
@@ -89,6 +93,20 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         job = self._scheduler.retry(_job_id(request.name))
         return training_pb2.RetryJobResponse(job=convert.job_message(job))
 
+    def UpdateJob(
+        self, request: training_pb2.UpdateJobRequest, context: grpc.ServicerContext
+    ) -> training_pb2.UpdateJobResponse:
+        job_id = _job_id(request.job.name, "job.name")
+        changes = _changes(request)
+        job = self._store.update(job_id, changes, request.job.etag)
+        return training_pb2.UpdateJobResponse(job=convert.job_message(job))
+
+    def DeleteJob(
+        self, request: training_pb2.DeleteJobRequest, context: grpc.ServicerContext
+    ) -> training_pb2.DeleteJobResponse:
+        self._scheduler.delete(_job_id(request.name), request.etag)
+        return training_pb2.DeleteJobResponse()
+
     def WatchJob(
         self, request: training_pb2.WatchJobRequest, context: grpc.ServicerContext
     ) -> Iterator[training_pb2.WatchJobResponse]:
@@ -100,10 +118,10 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
             yield training_pb2.WatchJobResponse(event=convert.event_message(event) if event else None)
 
 
-def _job_id(name: str) -> str:
+def _job_id(name: str, field: str = "name") -> str:
     job_id = name.removeprefix("jobs/")
     if job_id == name or not _JOB_ID.fullmatch(job_id):
-        raise InvalidRequest(Violation("name", f"must be jobs/{{job_id}}, got {name!r}"))
+        raise InvalidRequest(Violation(field, f"must be jobs/{{job_id}}, got {name!r}"))
     return job_id
 
 
@@ -123,6 +141,17 @@ def _check_create(request: training_pb2.CreateJobRequest) -> None:
         raise InvalidRequest(*violations)
 
 
+def _changes(request: training_pb2.UpdateJobRequest) -> dict[str, Any]:
+    """The fields that the mask names, with their new values. Raises InvalidRequest."""
+    known = [field.name for field in fields(Metadata)]
+    named = set(request.update_mask.paths)
+    if not named or not named.issubset(known):
+        got = ", ".join(sorted(named)) or "none"
+        raise InvalidRequest(Violation("update_mask", f"must name some of {', '.join(known)}, got {got}"))
+    given = convert.metadata(request.job)
+    return {name: getattr(given, name) for name in named}
+
+
 def _is_uuid(text: str) -> bool:
     try:
         return str(UUID(text)) == text.lower()
@@ -134,4 +163,6 @@ def _digest(request: training_pb2.CreateJobRequest) -> str:
     """SHA-256 of what a repeated request must have in common with the first."""
     body = training_pb2.CreateJobRequest(job_id=request.job_id)
     body.job.spec.CopyFrom(request.job.spec)
+    for name in (field.name for field in fields(Metadata)):
+        body.job.MergeFrom(training_pb2.Job(**{name: getattr(request.job, name)}))
     return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()

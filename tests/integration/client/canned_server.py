@@ -142,6 +142,19 @@ class CannedServer(
         found = self._change("RetryJob", request, context, State.JOB_STATE_QUEUED)
         return training_pb2.RetryJobResponse(job=found)
 
+    def UpdateJob(self, request, context):  # type: ignore[no-untyped-def]
+        self._enter("UpdateJob", request, context)
+        found = self._job(request.job.name, context)
+        for name in request.update_mask.paths:
+            found.ClearField(name)
+            found.MergeFrom(training_pb2.Job(**{name: getattr(request.job, name)}))
+        return training_pb2.UpdateJobResponse(job=found)
+
+    def DeleteJob(self, request, context):  # type: ignore[no-untyped-def]
+        self._enter("DeleteJob", request, context)
+        del self.jobs[self._job(request.name, context).name]
+        return training_pb2.DeleteJobResponse()
+
     def WatchJob(self, request, context):  # type: ignore[no-untyped-def]
         self._enter("WatchJob", request, context)
         watched = self._job(request.name, context)

@@ -127,6 +127,31 @@ def test_a_job_is_paused_resumed_and_retried_by_its_verb(
     assert type(canned.requests[-1]).__name__ == f"{verb.capitalize()}JobRequest"
 
 
+def test_labels_are_added_and_removed_and_what_came_in_between_is_not_overwritten(
+    canned: CannedServer, spec: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["train", spec, "--detach", "--label", "team=x", "--label", "stage=a", "--priority", "2"]) == ExitCode.OK
+    )
+    created = canned.sent(training_pb2.CreateJobRequest)[0].job
+    assert (dict(created.labels), created.priority) == ({"team": "x", "stage": "a"}, 2)
+    canned.jobs["jobs/one"].labels.update({"team": "x", "stage": "a"})
+    canned.jobs["jobs/one"].etag = "seen"
+    assert main(["jobs", "update", "one", "--label", "run=3", "--remove-label", "stage", "--name", "Night"]) == 0
+    (request,) = canned.sent(training_pb2.UpdateJobRequest)
+    assert (dict(request.job.labels), request.job.etag) == ({"team": "x", "run": "3"}, "seen")
+    assert set(request.update_mask.paths) == {"labels", "display_name"}
+    assert re.search(r"^labels +run=3 team=x", capfd.readouterr().out, re.MULTILINE)
+    assert main(["jobs", "update", "one", "--label", "run"]) == ExitCode.USAGE
+
+
+def test_jobs_are_deleted_by_name(canned: CannedServer) -> None:
+    canned.jobs["jobs/two"] = job("jobs/two")
+    assert main(["jobs", "delete", "one", "jobs/two"]) == ExitCode.OK
+    assert canned.jobs == {}
+    assert main(["jobs", "delete", "one"]) == ExitCode.NOT_FOUND
+
+
 @pytest.mark.parametrize(
     "command",
     [["jobs", "list"], ["jobs", "get", "one"], ["jobs", "cancel", "one"], ["models", "list"], ["models", "get", "m1"]],

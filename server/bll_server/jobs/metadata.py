@@ -1,0 +1,45 @@
+"""What a caller writes on a job, and may rewrite at any time: nothing of it changes what is trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bll.errors import Violation
+from bll_server.errors import InvalidRequest
+
+LABEL_KEY, LABEL_VALUE = re.compile(r"[a-z][a-z0-9_-]{0,62}"), re.compile(r"[A-Za-z0-9._-]{0,63}")
+_MOST_LABELS = 64
+_LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Raises InvalidRequest for a field that breaks its rule."""
+
+    display_name: str = ""
+    """For people; at most 200 characters."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """For finding it again; at most 64."""
+    priority: int = 0
+    """Jobs of a higher one leave the queue first."""
+
+    def __post_init__(self) -> None:
+        violations = []
+        if len(self.display_name) > _LONGEST_NAME:
+            rule = f"must have at most {_LONGEST_NAME} characters, got {len(self.display_name)}"
+            violations.append(Violation("job.display_name", rule))
+        if len(self.labels) > _MOST_LABELS:
+            violations.append(Violation("job.labels", f"must be at most {_MOST_LABELS}, got {len(self.labels)}"))
+        for key, value in self.labels.items():
+            if not LABEL_KEY.fullmatch(key):
+                violations.append(Violation("job.labels", f"a key must match {LABEL_KEY.pattern}, got {key!r}"))
+            if not LABEL_VALUE.fullmatch(value):
+                rule = f"the value of {key!r} must match {LABEL_VALUE.pattern}, got {value!r}"
+                violations.append(Violation("job.labels", rule))
+        if violations:
+            raise InvalidRequest(*violations)
+
+
+NO_METADATA = Metadata()
