@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+BUILT_IN_DATA = ("fashion-mnist", "mnist", "cifar-10", "digits", "reversal", "shapes")
+"""Data sets that everybody has by name."""
+
 
 class Rule(StrEnum):
     """How the network learns: block-local learning, or one of its rivals on the same modules.

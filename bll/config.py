@@ -35,7 +35,8 @@ class DataConfig:
 
     name: str = "fashion-mnist"
     """`fashion-mnist`, `mnist`, `cifar-10`, `digits`; made by the project: `reversal` (sequences), `shapes` (a class
-    for each pixel); or a user's own: `npz` or `images` (then `path` names it)."""
+    for each pixel); a user's own: `npz` or `images` (then `path` names it); or, on a server, `datasets/{id}`, which was
+    uploaded to it."""
     path: str = ""
     """The user's `.npz` file, or folder with a folder of images for each class; with names `npz` and `images` only."""
     train_rows: int = 0

@@ -7,6 +7,7 @@ reversal               sequences and their reversal, made here                  
 shapes                 images with a class for each pixel, made here                 shapes.py
 npz                    a user's own arrays                                           npz.py
 images                 a user's own folder of PNG and JPEG files                     images.py
+datasets/<id>          uploaded to a server, which has checked and keeps it          stored.py
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bll.choices import BUILT_IN_DATA
 from bll.config import DataConfig
-from bll.data import cifar, digits, images, mnist, npz, reversal, shapes
+from bll.data import cifar, digits, images, mnist, npz, reversal, shapes, stored
 from bll.data.batches import as_float, epoch_order, statistics
-from bll.data.dataset import Content, DataInfo, Dataset, Split, check_augmentation, split, split_rows
+from bll.data.dataset import Content, DataInfo, Dataset, Split, Summary, check_augmentation, split, split_rows
 from bll.errors import InvalidConfig, Violation
 
 if TYPE_CHECKING:
@@ -42,8 +44,8 @@ _PUBLISHED: dict[str, mnist.IdxSet | cifar.BinarySet] = {
     cifar.CIFAR_10.name: cifar.CIFAR_10,
 }
 
-NAMES = (*_PUBLISHED, "digits", "reversal", "shapes", "npz", "images")
-"""What `DataConfig.name` may be."""
+NAMES = (*BUILT_IN_DATA, "npz", "images")
+"""What `DataConfig.name` may be, beside `datasets/<id>`."""
 
 
 def load(config: DataConfig, seed: int, root: Path | None = None) -> Dataset:
@@ -62,8 +64,7 @@ def describe(config: DataConfig, seed: int, root: Path | None = None) -> DataInf
     Never downloads, and does not decode the published sets: their files are checked by digest. A user's file
     or folder is read in full, so that what is wrong with it is known before a job waits for it.
     """
-    published = _PUBLISHED.get(config.name)
-    summary = published.summary(root) if published else _content(config, seed, root).summary()
+    summary = _summary(config, seed, root)
     train_rows, validation_rows = split_rows(config, summary.rows)
     check_augmentation(config, summary.input_shape, summary.target_shape)
     return DataInfo(
@@ -76,6 +77,14 @@ def describe(config: DataConfig, seed: int, root: Path | None = None) -> DataInf
         is_image=len(summary.input_shape) == 3,
         target_shape=summary.target_shape,
     )
+
+
+def _summary(config: DataConfig, seed: int, root: Path | None) -> Summary:
+    if published := _PUBLISHED.get(config.name):
+        return published.summary(root)
+    if config.name.startswith(stored.PREFIX):
+        return stored.summary(config.name, root)
+    return _content(config, seed, root).summary()
 
 
 def _content(config: DataConfig, seed: int, root: Path | None) -> Content:
@@ -91,12 +100,14 @@ def _content(config: DataConfig, seed: int, root: Path | None) -> Content:
         return npz.read(_user_path(config.path, "file", root), config.path)
     if config.name == "images":
         return images.read(_user_path(config.path, "folder", root), config.path)
+    if config.name.startswith(stored.PREFIX):
+        return stored.read(config.name, root)
     raise InvalidConfig([Violation("data.name", f"must be one of {', '.join(NAMES)}, got {config.name!r}")])
 
 
 def _user_path(path: str, kind: str, root: Path | None) -> Path:
     """Where `path` is; with a root, never outside it, whoever sent the path."""
-    if "\0" in path or (root and (path in (".", "..") or "/" in path or "\\" in path)):
+    if "\0" in path or (root and (path.startswith(".") or "/" in path or "\\" in path)):
         raise InvalidConfig([Violation("data.path", f"must be a plain {kind} name, got {path!r}")])
     return root / path if root else Path(path)
 

@@ -13,7 +13,7 @@ import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -47,7 +47,15 @@ def read(path: Path, label: str) -> Content:
     # NotImplementedError, RuntimeError for a password, TypeError, even MemoryError out of a nested header.
     except Exception as error:
         raise DataError(f"{label}: must be a readable .npz file: {type(error).__name__}: {error}") from error
+    return from_arrays(arrays, label)
 
+
+def from_arrays(arrays: dict[str, NDArray[Any]], label: str) -> Content:
+    """The same from arrays by their keys, wherever they were read; takes them out of the dictionary.
+
+    Raises DataError as `read` does.
+    """
+    check_keys(list(arrays), label)
     x_name, y_name = ("x", "y") if "x" in arrays else ("x_train", "y_train")
     has_test = "x_test" in arrays
     if has_test:
@@ -84,28 +92,41 @@ class _Header:
 def _arrays(archive: zipfile.ZipFile, label: str) -> dict[str, NDArray[Any]]:
     members = archive.infolist()
     keys = [member.filename.removesuffix(".npy") for member in members]
+    check_keys(keys, label)
+    arrays: dict[str, NDArray[Any]] = {}
+    left_bytes = MAX_BYTES
+    for key, member in zip(keys, members, strict=True):
+        with archive.open(member) as stream:
+            arrays[key] = read_array(stream, key, f"{label}: {key}", left_bytes)
+        left_bytes -= arrays[key].nbytes
+    return arrays
+
+
+def check_keys(keys: list[str], label: str) -> None:
+    """Raise DataError if these are not the arrays of a data set."""
     if set(keys) not in _KEYS or len(set(keys)) != len(keys):
         shown = ", ".join(repr(key[:40]) for key in keys[:10]) or "nothing"
         raise DataError(
             f"{label}: must hold x and y, or x_train and y_train and perhaps x_test and y_test, got {shown}"
         )
-    arrays = {}
-    total_bytes = 0
-    for key, member in zip(keys, members, strict=True):
-        what = f"{label}: {key}"
-        with archive.open(member) as stream:
-            # Version 1 is what numpy writes for every array that is allowed here; its header is below 64 KiB.
-            if (version := npy.read_magic(stream)) != (1, 0):
-                raise DataError(f"{what}: must be in version 1.0 of the .npy format, got {version[0]}.{version[1]}")
-            shape, fortran, dtype = npy.read_array_header_1_0(stream)
-            header = _Header(tuple(int(size) for size in shape), dtype, fortran)
-            _check_header(header, key, what)
-            total_bytes += header.size_bytes
-            if total_bytes > MAX_BYTES:
-                raise DataError(f"{what}: all arrays together must be at most {MAX_BYTES} bytes, got {total_bytes}")
-            values = np.frombuffer(read_exactly(stream, header.size_bytes, what), dtype=dtype)
-        arrays[key] = values.reshape(header.shape[::-1]).T if fortran else values.reshape(header.shape)
-    return arrays
+
+
+def read_array(stream: IO[bytes], key: str, what: str, left_bytes: int) -> NDArray[Any]:
+    """The array of one `.npy` stream, if its header is one that `key` may have and asks for at most `left_bytes`.
+
+    Raises DataError, and whatever numpy's header parser lets through.
+    """
+    # Version 1 is what numpy writes for every array that is allowed here; its header is below 64 KiB.
+    if (version := npy.read_magic(stream)) != (1, 0):
+        raise DataError(f"{what}: must be in version 1.0 of the .npy format, got {version[0]}.{version[1]}")
+    shape, fortran, dtype = npy.read_array_header_1_0(stream)
+    header = _Header(tuple(int(size) for size in shape), dtype, fortran)
+    _check_header(header, key, what)
+    if header.size_bytes > left_bytes:
+        total_bytes = MAX_BYTES - left_bytes + header.size_bytes
+        raise DataError(f"{what}: all arrays together must be at most {MAX_BYTES} bytes, got {total_bytes}")
+    values = np.frombuffer(read_exactly(stream, header.size_bytes, what), dtype=dtype)
+    return values.reshape(header.shape[::-1]).T if fortran else values.reshape(header.shape)
 
 
 def _check_header(header: _Header, key: str, what: str) -> None:
@@ -159,7 +180,8 @@ def _inputs(values: NDArray[Any], target_dims: int, what: str) -> NDArray[np.uin
     if not finite.all():
         row = int(np.argmin(finite.reshape(len(inputs), -1).all(axis=1)))
         value = values[row][~finite[row]][0]
-        raise DataError(f"{what}: must hold finite float32 values, got {value} in row {row}")
+        count = finite.size - np.count_nonzero(finite)
+        raise DataError(f"{what}: must hold finite float32 values, got {value} in row {row}, {count} such in all")
     return inputs
 
 

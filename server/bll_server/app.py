@@ -14,8 +14,20 @@ from typing import IO
 
 import grpc
 
+from bll.data import stored
 from bll_proto import oip
-from bll_proto.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, training_pb2, training_pb2_grpc
+from bll_proto.v1 import (
+    datasets_pb2,
+    datasets_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+)
+from bll_server.datasets.store import Datasets, Quota
+from bll_server.datasets.validator import Limits
 from bll_server.errors import ModelNotReady
 from bll_server.interceptors import Boundary
 from bll_server.jobs.planner import Planner
@@ -24,6 +36,7 @@ from bll_server.jobs.store import Store
 from bll_server.metrics import Metrics, MetricsServer
 from bll_server.models.registry import Registry
 from bll_server.models.session import Sessions
+from bll_server.services.datasets import DatasetServicer
 from bll_server.services.health import Health, add_reflection
 from bll_server.services.inference import InferenceServicer
 from bll_server.services.models import ModelServicer
@@ -40,6 +53,7 @@ SERVICES = (
     training_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_name,
     models_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    datasets_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name,
     oip.SERVICE.full_name,
     "grpc.health.v1.Health",
 )
@@ -50,6 +64,14 @@ SLOW = (f"/{SERVICES[1]}/DownloadModel", "/grpc.reflection.v1alpha.ServerReflect
 """Streams that a slow reader can hold for as long as it likes: predictions must not wait for their threads."""
 
 _SLOW_THREADS = 8
+
+UPLOAD = f"/{SERVICES[3]}/UploadDataset"
+
+_UPLOAD_THREADS = 4
+"""Files that are taken at the same time; more wait for their turn."""
+
+_LIMITS = Limits(memory_bytes=6 * 2**30, cpu_s=600, wall_s=900, disk_bytes=8 * 2**30)
+"""Of checking one data set: its readers take at most 4 GiB of values, and need some of it twice."""
 
 _LONGEST_CALL_S = 5.0
 """Calls in flight are cut off this long after the drain: a health watcher would hold the server for ever."""
@@ -99,12 +121,19 @@ class Server:
             stack.callback(watchers.shutdown, wait=False)
             slow = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="slow")
             stack.callback(slow.shutdown, wait=False)
-            self._grpc = _grpc_server(settings, Boundary(metrics, {WATCH: watchers} | dict.fromkeys(SLOW, slow)))
+            uploads = ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload")
+            stack.callback(uploads.shutdown, wait=False)
+            pools = {WATCH: watchers, UPLOAD: uploads} | dict.fromkeys(SLOW, slow)
+            self._grpc = _grpc_server(settings, Boundary(metrics, pools))
+            uploaded = data_dir / "datasets" / stored.FOLDER
+            datasets = Datasets(uploaded, _quota(settings), _LIMITS, store.learning_from)
+            stack.callback(datasets.close)
             planner = Planner(data_dir / "datasets")
             stack.callback(planner.close)
             training = TrainingServicer(store, planner, self._scheduler)
             training_pb2_grpc.add_TrainingServiceServicer_to_server(training, self._grpc)
             models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(registry), self._grpc)
+            datasets_pb2_grpc.add_DatasetServiceServicer_to_server(DatasetServicer(datasets), self._grpc)
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(sessions), self._grpc)
             add_oip(self._grpc, sessions, ready=lambda: not self._draining.is_set())
             self._health.add_to(self._grpc)
@@ -133,6 +162,14 @@ class Server:
         self._scheduler.drain(self._settings.drain_s)
         self._grpc.stop(min(_LONGEST_CALL_S, self._settings.drain_s)).wait()
         self._stack.close()
+
+
+def _quota(settings: Settings) -> Quota:
+    return Quota(
+        upload_bytes=settings.max_dataset_mb * 2**20,
+        total_bytes=settings.max_datasets_mb * 2**20,
+        abandoned_after_s=settings.keep_uploads_h * 3600,
+    )
 
 
 def _grpc_server(settings: Settings, boundary: Boundary) -> grpc.Server:

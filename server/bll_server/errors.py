@@ -11,6 +11,9 @@ ServerError
 ├── Overloaded        a limit of this server is reached
 ├── ShuttingDown      the server is draining
 ├── StorageFull       the disk is full
+├── DatasetExists     the id of a data set is taken
+├── DatasetInUse      the data set is still needed
+├── UploadTakenOver   another stream goes on with the upload
 ├── QuotaExceeded     more than one owner, or the server, may keep
 ├── Unauthenticated   no token, or not one of this server's
 └── PermissionDenied  the caller's role does not allow the call
@@ -68,6 +71,18 @@ class ShuttingDown(ServerError):
 
 class StorageFull(ServerError):
     """The disk is full."""
+
+
+class DatasetExists(ServerError):
+    """The id of a data set is taken."""
+
+
+class DatasetInUse(ServerError):
+    """The data set is built in, or a job that is not over learns from it."""
+
+
+class UploadTakenOver(ServerError):
+    """Another stream goes on with the upload, or it was given up."""
 
 
 class QuotaExceeded(ServerError):

@@ -67,13 +67,16 @@ class Boundary(grpc.ServerInterceptor):
             except DecodeError as error:
                 return _Malformed(str(error))  # raised here, grpc would call it a fault of the server
 
+        def read(request: Any) -> Any:
+            return map(_sound, request) if handler.request_streaming else _sound(request)
+
         def unary(request: Any, context: grpc.ServicerContext) -> Any:
             with self._call(labels, context):
-                return behavior(_sound(request), context)
+                return behavior(read(request), context)
 
         def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with self._call(labels, context):
-                yield from behavior(_sound(request), context)
+                yield from behavior(read(request), context)
 
         wrapper: Any = stream if handler.response_streaming else unary
         if method in self._pools:

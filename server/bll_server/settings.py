@@ -44,6 +44,11 @@ class Settings(BaseSettings):
     max_watchers: int = Field(
         default=256, ge=1, le=4096, description="WatchJob streams that are open at the same time."
     )
+    max_dataset_mb: int = Field(default=1024, ge=1, le=2**20, description="Largest file of one data set, in MiB.")
+    max_datasets_mb: int = Field(default=10240, ge=1, le=2**24, description="All uploaded data sets together, in MiB.")
+    keep_uploads_h: float = Field(
+        default=24.0, ge=0, le=8760, description="Hours until an unfinished upload that nobody goes on with is removed."
+    )
     threads: int = Field(default=16, ge=1, le=256, description="Threads that answer calls.")
     drain_s: float = Field(
         default=20.0, ge=0, le=3600, description="Seconds that running jobs are given when the server is told to stop."

@@ -9,6 +9,8 @@ from google.rpc import error_details_pb2, status_pb2
 from bll_proto.v1 import errors_pb2 as reasons
 from bll_server.errors import (
     DOMAIN,
+    DatasetExists,
+    DatasetInUse,
     IllegalState,
     InvalidRequest,
     JobExists,
@@ -23,6 +25,7 @@ from bll_server.errors import (
     StaleEtag,
     StorageFull,
     Unauthenticated,
+    UploadTakenOver,
 )
 
 TABLE: dict[type[ServerError], tuple[grpc.StatusCode, reasons.ErrorReason.ValueType]] = {
@@ -36,6 +39,9 @@ TABLE: dict[type[ServerError], tuple[grpc.StatusCode, reasons.ErrorReason.ValueT
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_OVERLOADED),
     ShuttingDown: (grpc.StatusCode.UNAVAILABLE, reasons.ERROR_REASON_SHUTTING_DOWN),
     StorageFull: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_STORAGE_FULL),
+    DatasetExists: (grpc.StatusCode.ALREADY_EXISTS, reasons.ERROR_REASON_DATASET_EXISTS),
+    DatasetInUse: (grpc.StatusCode.FAILED_PRECONDITION, reasons.ERROR_REASON_DATASET_IN_USE),
+    UploadTakenOver: (grpc.StatusCode.ABORTED, reasons.ERROR_REASON_UPLOAD_TAKEN_OVER),
     QuotaExceeded: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_QUOTA_EXCEEDED),
     Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, reasons.ERROR_REASON_UNAUTHENTICATED),
     PermissionDenied: (grpc.StatusCode.PERMISSION_DENIED, reasons.ERROR_REASON_PERMISSION_DENIED),

@@ -15,6 +15,7 @@ from bll_proto.v1 import training_pb2
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICES = {
+    "bll.v1.DatasetService": "UploadDataset",
     "bll.v1.InferenceService": "Predict",
     "bll.v1.ModelService": "DownloadModel",
     "bll.v1.TrainingService": "WatchJob",

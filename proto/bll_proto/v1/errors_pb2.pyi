@@ -45,8 +45,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """STORAGE_FULL: the disk is full."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 11
     """INTERNAL: a fault of the server; its log has the trace under the request's id."""
+    ERROR_REASON_DATASET_EXISTS: _ErrorReason.ValueType  # 12
+    """DATASET_EXISTS: the id has other content."""
+    ERROR_REASON_DATASET_IN_USE: _ErrorReason.ValueType  # 13
+    """DATASET_IN_USE: the data set is built in, or a job that is not over learns from it."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 14
     """QUOTA_EXCEEDED: more than one owner, or the server, may keep; the message says what and how much."""
+    ERROR_REASON_UPLOAD_TAKEN_OVER: _ErrorReason.ValueType  # 15
+    """UPLOAD_TAKEN_OVER: another stream goes on with the upload."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 16
     """UNAUTHENTICATED: no token came with the call, or not one of this server's, or it has expired or was revoked."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 17
@@ -82,8 +88,14 @@ ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 10
 """STORAGE_FULL: the disk is full."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 11
 """INTERNAL: a fault of the server; its log has the trace under the request's id."""
+ERROR_REASON_DATASET_EXISTS: ErrorReason.ValueType  # 12
+"""DATASET_EXISTS: the id has other content."""
+ERROR_REASON_DATASET_IN_USE: ErrorReason.ValueType  # 13
+"""DATASET_IN_USE: the data set is built in, or a job that is not over learns from it."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 14
 """QUOTA_EXCEEDED: more than one owner, or the server, may keep; the message says what and how much."""
+ERROR_REASON_UPLOAD_TAKEN_OVER: ErrorReason.ValueType  # 15
+"""UPLOAD_TAKEN_OVER: another stream goes on with the upload."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 16
 """UNAUTHENTICATED: no token came with the call, or not one of this server's, or it has expired or was revoked."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 17

@@ -885,8 +885,8 @@ class DataSpec(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     LABEL_NOISE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is `fashion-mnist`, `mnist`, `cifar-10`, `digits`, `reversal`, `shapes`, `npz` or `images`. Absence means
-    `fashion-mnist`.
+    """name is `fashion-mnist`, `mnist`, `cifar-10`, `digits`, `reversal`, `shapes`, `npz`, `images`, or
+    `datasets/{dataset_id}` for one that was uploaded. Absence means `fashion-mnist`.
     """
     path: _builtins.str
     """path is a plain name in the server's data set folder: of a file with name `npz`, of a folder with name `images`,

@@ -253,6 +253,15 @@ class Store:
             raise _not_found(job_id)
         return number
 
+    def learning_from(self, data_name: str) -> str:
+        """A job that is not over and learns from the data set called so, by name; "" if there is none."""
+        query = sa.select(jobs.c.job_id, jobs.c.plan).where(jobs.c.state.not_in([s.value for s in FINAL]))
+        with self._engine.connect() as connection:
+            for row in connection.execute(query):
+                if plan_from_json(row.plan).config.data.name == data_name:
+                    return f"jobs/{row.job_id}"
+        return ""
+
     def counts(self) -> dict[State, int]:
         """Number of jobs in each state."""
         query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
