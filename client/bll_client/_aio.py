@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 
@@ -18,13 +20,16 @@ from bll_client._channel import (
     DEFAULT_RECONNECT,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT,
+    DEFAULT_UPLOAD_TIMEOUT,
     TLS,
     open_aio_channel,
 )
 from bll_client._download import Download
 from bll_client._errors import call_error
-from bll_client._types import Array, Head, Job, JobEvent, Model, Prediction
+from bll_client._types import Array, Dataset, DatasetFormat, DatasetState, Head, Job, JobEvent, Model, Prediction
+from bll_client._upload import Outgoing, Progress, poll_delays
 from bll_client._watch import Watch
+from bll_proto.v1.datasets_pb2 import Upload
 from bll_proto.v1.models_pb2 import DownloadModelRequest
 from bll_proto.v1.training_pb2 import JobSpec
 
@@ -146,6 +151,48 @@ class AsyncClient:
             pass
         return await self.get_job(name)
 
+    async def upload_dataset(
+        self,
+        path: Path | str,
+        dataset_id: str | None = None,
+        *,
+        format: DatasetFormat | str | None = None,
+        on_progress: Progress | None = None,
+        wait: bool = True,
+        timeout: timedelta = DEFAULT_UPLOAD_TIMEOUT,
+    ) -> Dataset:
+        """As `Client.upload_dataset`."""
+        end = time.monotonic() + timeout.total_seconds()
+        make = partial(Outgoing, Path(path), dataset_id, format, on_progress, self._reconnect)
+        with await asyncio.to_thread(make) as outgoing:
+            while True:
+                try:
+                    offset = outgoing.offset(await self._unfinished(outgoing.header.dataset_id))
+                    requests = _in_threads(outgoing.requests(offset))
+                    await self._stubs.datasets.UploadDataset(requests, timeout=max(0.0, end - time.monotonic()))
+                    break
+                except grpc.RpcError as error:
+                    await asyncio.sleep(outgoing.delay_s(error))
+        dataset = await self.get_dataset(outgoing.header.dataset_id)
+        for delay_s in poll_delays(end) if wait else ():
+            if dataset.state is not DatasetState.VALIDATING:
+                break
+            await asyncio.sleep(delay_s)
+            dataset = await self.get_dataset(dataset.name)
+        return dataset
+
+    def list_datasets(self) -> AsyncIterator[Dataset]:
+        """As `Client.list_datasets`."""
+        return self._pages(_calls.list_datasets)
+
+    async def get_dataset(self, name: str) -> Dataset:
+        """As `Client.get_dataset`."""
+        return await self._send(_calls.get_dataset(name))
+
+    async def delete_dataset(self, name: str) -> None:
+        """As `Client.delete_dataset`."""
+        await self._send(_calls.delete_dataset(name))
+
     def list_models(self) -> AsyncIterator[Model]:
         """As `Client.list_models`."""
         return self._pages(_calls.list_models)
@@ -174,6 +221,16 @@ class AsyncClient:
         """As `Client.predict`."""
         return await self._send(_calls.predict(model, inputs, head))
 
+    async def _unfinished(self, dataset_id: str) -> Upload | None:
+        call = _calls.get_upload(dataset_id)
+        try:
+            return call.read(await cast(Any, call.method(self._stubs)(call.request, timeout=self._timeout_s)))
+        except grpc.RpcError as error:
+            # A bad id is refused by the upload itself, under the name of its field.
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                return None
+            raise
+
     async def _send(self, call: Call[Any, Any, Result]) -> Result:
         try:
             response = await call.method(self._stubs)(call.request, timeout=self._timeout_s)
@@ -188,3 +245,9 @@ class AsyncClient:
             for item in page.items:
                 yield item
             token, first = page.next_token, False
+
+
+async def _in_threads(items: Iterator[Result]) -> AsyncIterator[Result]:
+    """`items`, each taken on a thread: they are read from a disk."""
+    while (item := await asyncio.to_thread(next, items, None)) is not None:
+        yield item

@@ -14,9 +14,10 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from bll_client._convert import read
 from bll_client._errors import InvalidInput
 from bll_client._spec import parse_spec
-from bll_client._types import Array, Head, Job, Model, Prediction
+from bll_client._types import Array, Dataset, Head, Job, Model, Prediction
 from bll_proto import tensors
-from bll_proto.v1 import inference_pb2, models_pb2, training_pb2
+from bll_proto.v1 import datasets_pb2, inference_pb2, models_pb2, training_pb2
+from bll_proto.v1.datasets_pb2_grpc import DatasetServiceStub
 from bll_proto.v1.inference_pb2_grpc import InferenceServiceStub
 from bll_proto.v1.models_pb2_grpc import ModelServiceStub
 from bll_proto.v1.training_pb2_grpc import TrainingServiceStub
@@ -33,6 +34,7 @@ class Stubs:
         self.training = TrainingServiceStub(channel)
         self.models = ModelServiceStub(channel)
         self.inference = InferenceServiceStub(channel)
+        self.datasets = DatasetServiceStub(channel)
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,38 @@ def list_models(page_token: str) -> Call[models_pb2.ListModelsRequest, models_pb
 def get_model(name: str) -> Call[models_pb2.GetModelRequest, models_pb2.GetModelResponse, Model]:
     request = models_pb2.GetModelRequest(name=model_name(name))
     return Call(lambda stubs: stubs.models.GetModel, request, lambda response: read(Model, response.model))
+
+
+def dataset_name(name: str) -> str:
+    """`datasets/{id}`, from that or from the bare id."""
+    return name if name.startswith("datasets/") else f"datasets/{name}"
+
+
+def list_datasets(
+    page_token: str,
+) -> Call[datasets_pb2.ListDatasetsRequest, datasets_pb2.ListDatasetsResponse, Page[Dataset]]:
+    return Call(
+        lambda stubs: stubs.datasets.ListDatasets,
+        datasets_pb2.ListDatasetsRequest(page_token=page_token),
+        lambda response: Page(tuple(read(Dataset, item) for item in response.datasets), response.next_page_token),
+    )
+
+
+def get_dataset(name: str) -> Call[datasets_pb2.GetDatasetRequest, datasets_pb2.GetDatasetResponse, Dataset]:
+    request = datasets_pb2.GetDatasetRequest(name=dataset_name(name))
+    return Call(lambda stubs: stubs.datasets.GetDataset, request, lambda response: read(Dataset, response.dataset))
+
+
+def get_upload(
+    dataset_id: str,
+) -> Call[datasets_pb2.GetUploadRequest, datasets_pb2.GetUploadResponse, datasets_pb2.Upload]:
+    request = datasets_pb2.GetUploadRequest(name=f"datasets/{dataset_id}/upload")
+    return Call(lambda stubs: stubs.datasets.GetUpload, request, lambda response: response.upload)
+
+
+def delete_dataset(name: str) -> Call[datasets_pb2.DeleteDatasetRequest, datasets_pb2.DeleteDatasetResponse, None]:
+    request = datasets_pb2.DeleteDatasetRequest(name=dataset_name(name))
+    return Call(lambda stubs: stubs.datasets.DeleteDataset, request, lambda response: None)
 
 
 def predict(

@@ -16,6 +16,8 @@ DEFAULT_TIMEOUT = timedelta(seconds=30)
 DEFAULT_RECONNECT = timedelta(seconds=60)
 """How long a watcher tries to reach a server that has gone."""
 DEFAULT_DOWNLOAD_TIMEOUT = timedelta(minutes=30)
+DEFAULT_UPLOAD_TIMEOUT = timedelta(hours=4)
+"""Deadline of one upload, its broken streams and the check of the data set included."""
 WATCH_TIMEOUT = timedelta(minutes=10)
 """Deadline of one watch stream; a watcher then goes on with the next, so that no stream outlives a dead peer."""
 
@@ -34,7 +36,9 @@ SERVICE_CONFIG = {
                 "backoffMultiplier": 3,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
-        }
+        },
+        # But for an upload, which goes on from where the server has it: sent again as it was, it would not fit.
+        {"name": [{"service": "bll.v1.DatasetService", "method": "UploadDataset"}]},
     ],
     # A server in trouble is not helped by many clients that all try four times: below half its tokens, a channel
     # stops retrying until answers have come in.

@@ -18,13 +18,16 @@ from bll_client._channel import (
     DEFAULT_RECONNECT,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT,
+    DEFAULT_UPLOAD_TIMEOUT,
     TLS,
     open_channel,
 )
 from bll_client._download import Download
 from bll_client._errors import call_error
-from bll_client._types import Array, Head, Job, JobEvent, Model, Prediction
+from bll_client._types import Array, Dataset, DatasetFormat, DatasetState, Head, Job, JobEvent, Model, Prediction
+from bll_client._upload import Outgoing, Progress, poll_delays
 from bll_client._watch import Watch
+from bll_proto.v1.datasets_pb2 import Upload
 from bll_proto.v1.models_pb2 import DownloadModelRequest
 from bll_proto.v1.training_pb2 import JobSpec
 
@@ -178,6 +181,56 @@ class Client:
             pass
         return self.get_job(name)
 
+    def upload_dataset(
+        self,
+        path: Path | str,
+        dataset_id: str | None = None,
+        *,
+        format: DatasetFormat | str | None = None,
+        on_progress: Progress | None = None,
+        wait: bool = True,
+        timeout: timedelta = DEFAULT_UPLOAD_TIMEOUT,
+    ) -> Dataset:
+        """The data set that the file or folder at `path` holds, READY, or FAILED with its error.
+
+        A `.npz` file says what it is, and so does a folder, which is packed into a tar; of other files `format` must.
+        `dataset_id` is the name of the file up to its first dot unless it is given. A stream that breaks, or an earlier
+        upload of the same file that did, is taken up where it broke; a connection that is lost for longer than the
+        client's `reconnect` ends the call. With `wait=False` the data set may still be VALIDATING.
+        Raises InvalidInput, InvalidArgument, AlreadyExists, ResourceExhausted, Aborted, Unavailable, DeadlineExceeded.
+        """
+        end = time.monotonic() + timeout.total_seconds()
+        with Outgoing(Path(path), dataset_id, format, on_progress, self._reconnect) as outgoing:
+            while True:
+                try:
+                    requests = outgoing.requests(outgoing.offset(self._unfinished(outgoing.header.dataset_id)))
+                    self._stubs.datasets.UploadDataset(requests, timeout=max(0.0, end - time.monotonic()))
+                    break
+                except grpc.RpcError as error:
+                    time.sleep(outgoing.delay_s(error))
+        dataset = self.get_dataset(outgoing.header.dataset_id)
+        for delay_s in poll_delays(end) if wait else ():
+            if dataset.state is not DatasetState.VALIDATING:
+                break
+            time.sleep(delay_s)
+            dataset = self.get_dataset(dataset.name)
+        return dataset
+
+    def list_datasets(self) -> Iterator[Dataset]:
+        """Built-in and uploaded data sets, by name, without the classes of their reports; pages are fetched as read."""
+        return self._pages(_calls.list_datasets)
+
+    def get_dataset(self, name: str) -> Dataset:
+        """The data set with its report. `name` is `datasets/{id}` or the bare id. Raises NotFound."""
+        return self._send(_calls.get_dataset(name))
+
+    def delete_dataset(self, name: str) -> None:
+        """Remove an uploaded data set, or what there is of an unfinished upload.
+
+        Raises NotFound, and FailedPrecondition while a job that is not over learns from it.
+        """
+        self._send(_calls.delete_dataset(name))
+
     def list_models(self) -> Iterator[Model]:
         """Every model with its newest version, by name; pages are fetched as they are read."""
         return self._pages(_calls.list_models)
@@ -215,6 +268,17 @@ class Client:
         Raises NotFound, InvalidArgument, InvalidInput, Unavailable.
         """
         return self._send(_calls.predict(model, inputs, head))
+
+    def _unfinished(self, dataset_id: str) -> Upload | None:
+        """Raises grpc.RpcError, since the caller may try again."""
+        call = _calls.get_upload(dataset_id)
+        try:
+            return call.read(call.method(self._stubs)(call.request, timeout=self._timeout_s))
+        except grpc.RpcError as error:
+            # A bad id is refused by the upload itself, under the name of its field.
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                return None
+            raise
 
     def _send(self, call: Call[Any, Any, Result]) -> Result:
         try:

@@ -100,19 +100,19 @@ class InvalidArgument(CallError, status=grpc.StatusCode.INVALID_ARGUMENT):
 
 
 class NotFound(CallError, status=grpc.StatusCode.NOT_FOUND):
-    """No job, model or version has that name."""
+    """No job, model, version or data set has that name."""
 
 
 class AlreadyExists(CallError, status=grpc.StatusCode.ALREADY_EXISTS):
-    """The job id is taken, or the request id came again with another body."""
+    """The job id is taken, the request id came again with another body, or the data set has other content."""
 
 
 class FailedPrecondition(CallError, status=grpc.StatusCode.FAILED_PRECONDITION):
-    """The job's state does not allow the call."""
+    """The job's state does not allow the call, or the data set is still needed."""
 
 
 class Aborted(CallError, status=grpc.StatusCode.ABORTED):
-    """The job has changed since its etag was read."""
+    """The job has changed since its etag was read, or another stream goes on with the upload."""
 
 
 class ResourceExhausted(CallError, status=grpc.StatusCode.RESOURCE_EXHAUSTED):

@@ -361,7 +361,7 @@ class JobPlan:
 
 @dataclass(frozen=True)
 class JobFailure:
-    """Why a job FAILED."""
+    """Why a job or a data set FAILED."""
 
     status: str
     """Name of the gRPC status code, such as `INTERNAL`."""
@@ -400,6 +400,72 @@ class Job:
     """Another after each change of state, labels, display name or priority; progress leaves it."""
     queue_position: int
     """From 1; 0 when the job is not QUEUED, and in a list."""
+
+
+class DatasetState(StrEnum):
+    """Where a data set stands."""
+
+    UNSPECIFIED = "unspecified"
+    VALIDATING = "validating"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class DatasetFormat(StrEnum):
+    """How a file holds a data set; `docs/datasets.md` says what each has in it."""
+
+    UNSPECIFIED = "unspecified"
+    """Of a built-in data set."""
+    NPZ = "npz"
+    NPY = "npy"
+    IDX = "idx"
+    IMAGES = "images"
+
+
+@dataclass(frozen=True)
+class DatasetClass:
+    """One class, and how often it is a target."""
+
+    name: str
+    train_count: int
+    test_count: int
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What was found in a data set."""
+
+    train_rows: int
+    test_rows: int
+    input_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+    """Empty for one class a row."""
+    dtype: str
+    classes: tuple[DatasetClass, ...]
+    """Empty in a list."""
+    dataset_digest: str
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What jobs learn from."""
+
+    name: str
+    """`datasets/{id}`."""
+    data_name: str
+    """What `data.name` of a job's spec must be."""
+    built_in: bool
+    state: DatasetState
+    format: DatasetFormat
+    upload_bytes: int
+    sha256: str
+    """Of the file that was uploaded; empty for a built-in data set."""
+    create_time: datetime | None
+    report: DatasetReport | None
+    """Of an uploaded data set that is READY."""
+    error: JobFailure | None
+    """What is wrong with a FAILED one."""
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from bll_client import _types
 from bll_client._convert import read
 from bll_client._errors import CallError, call_error
 from bll_client.cli.exits import ExitCode, exit_code
-from bll_proto.v1 import inference_pb2, models_pb2, training_pb2
+from bll_proto.v1 import datasets_pb2, inference_pb2, models_pb2, training_pb2
 
 MESSAGES: dict[str, Any] = {
     message.name: message
-    for module in (training_pb2, models_pb2)
+    for module in (training_pb2, models_pb2, datasets_pb2)
     for message in module.DESCRIPTOR.message_types_by_name.values()
 } | {"Prediction": inference_pb2.PredictResponse.DESCRIPTOR}
 DATACLASSES = [kind for kind in vars(_types).values() if dataclasses.is_dataclass(kind)]
@@ -56,6 +56,8 @@ def test_a_dataclass_has_the_fields_of_its_message(kind: type[Any]) -> None:
     [
         (bll_client.JobState, training_pb2.JobState.DESCRIPTOR, "JOB_STATE_"),
         (bll_client.AlarmSignature, training_pb2.AlarmSignature.DESCRIPTOR, "ALARM_SIGNATURE_"),
+        (bll_client.DatasetState, datasets_pb2.DatasetState.DESCRIPTOR, "DATASET_STATE_"),
+        (bll_client.DatasetFormat, datasets_pb2.DatasetFormat.DESCRIPTOR, "DATASET_FORMAT_"),
         (bll_client.Head, inference_pb2.Head.DESCRIPTOR, "HEAD_"),
     ],
 )

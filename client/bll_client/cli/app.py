@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from bll_client import ClientError, Head, Job
+from bll_client import ClientError, DatasetState, Head, Job
 from bll_client._channel import DEFAULT_TARGET
 from bll_client.cli import connection
 from bll_client.cli import output as show
 from bll_client.cli.connection import again, connect
 from bll_client.cli.exits import ExitCode, exit_code
-from bll_client.cli.files import read_array, read_labels, read_spec
+from bll_client.cli.files import UploadFormat, read_array, read_labels, read_spec
 from bll_client.cli.output import Format
 from bll_client.cli.watching import follow
 
@@ -40,8 +40,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 jobs = typer.Typer(help="Training jobs.", no_args_is_help=True, rich_markup_mode=None)
+datasets = typer.Typer(help="Data sets to learn from.", no_args_is_help=True, rich_markup_mode=None)
 models = typer.Typer(help="Published models.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(jobs, name="jobs")
+app.add_typer(datasets, name="datasets")
 app.add_typer(models, name="models")
 
 Server = Annotated[str, typer.Option("--server", envvar="BLL_SERVER", metavar="HOST:PORT", help="Where the server is.")]
@@ -52,6 +54,7 @@ Labels = Annotated[
 ]
 DisplayName = Annotated[str | None, typer.Option("--name", help="A name for people.")]
 Priority = Annotated[int | None, typer.Option(help="Jobs of a higher one leave the queue first; 0 unless set.")]
+DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="datasets/{id}, or the id.")]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="The id for the newest version, or {id}/versions/{version}.")
 ]
@@ -198,6 +201,49 @@ def delete_jobs(
     with connect(server) as client:
         for name in names:
             client.delete_job(name)
+
+
+@datasets.command("upload")
+def upload_dataset(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", exists=True, help="A .npz file, a tar, or a folder, which is packed.")
+    ],
+    dataset_id: Annotated[str | None, typer.Option("--id", help="The data set's id; else the file's name.")] = None,
+    form: Annotated[
+        UploadFormat | None, typer.Option("--format", help="Of a tar; files of .npz and folders show theirs.")
+    ] = None,
+    server: Server = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+) -> None:
+    """Send a data set, from where an earlier try broke, and show what was found in it."""
+    with connect(server) as client, show.transfer() as on_progress:
+        found = client.upload_dataset(path, dataset_id, format=form, on_progress=on_progress)
+    show.show_dataset(found) if output is Format.TABLE else show.print_json(found)
+    if found.state is DatasetState.FAILED:
+        raise typer.Exit(ExitCode.USAGE)
+
+
+@datasets.command("list")
+def list_datasets(server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
+    """List built-in and uploaded data sets."""
+    with connect(server) as client:
+        found = list(client.list_datasets())
+    show.show_datasets(found) if output is Format.TABLE else show.print_json(found)
+
+
+@datasets.command("show")
+def show_dataset(dataset: DatasetName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
+    """Show what was found in one data set."""
+    with connect(server) as client:
+        found = client.get_dataset(dataset)
+    show.show_dataset(found) if output is Format.TABLE else show.print_json(found)
+
+
+@datasets.command("delete")
+def delete_dataset(dataset: DatasetName, server: Server = DEFAULT_TARGET) -> None:
+    """Remove an uploaded data set, or an unfinished upload."""
+    with connect(server) as client:
+        client.delete_dataset(dataset)
 
 
 @models.command("list")

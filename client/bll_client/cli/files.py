@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from bll_client import FieldViolation, InvalidInput, InvalidSpec
+from bll_client import DatasetFormat, FieldViolation, InvalidInput, InvalidSpec
 from bll_client._types import Array
+
+
+class UploadFormat(StrEnum):
+    """What `bll datasets upload --format` may be."""
+
+    NPZ = DatasetFormat.NPZ
+    NPY = DatasetFormat.NPY
+    IDX = DatasetFormat.IDX
+    IMAGES = DatasetFormat.IMAGES
 
 
 def read_spec(path: Path) -> Mapping[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import DownloadColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
-from bll_client import Evaluation, Job, Model, ModelVersion, Prediction
+from bll_client import Dataset, Evaluation, Job, Model, ModelVersion, Prediction
 
 PIPE_WIDTH = 10_000
 """Columns of what is not a terminal: lines are for programs there, and never wrapped."""
@@ -154,6 +157,60 @@ def show_jobs(jobs: Iterable[Job]) -> None:
             for job in jobs
         ),
     )
+
+
+def show_datasets(datasets: Iterable[Dataset]) -> None:
+    print_table(
+        ("data set", "state", "format", "train rows", "test rows", "row", "bytes", "created"),
+        (
+            (
+                bare(dataset.name),
+                "built in" if dataset.built_in else dataset.state,
+                "" if dataset.built_in else dataset.format,
+                str(dataset.report.train_rows) if dataset.report else "",
+                str(dataset.report.test_rows) if dataset.report else "",
+                "x".join(map(str, dataset.report.input_shape)) if dataset.report else "",
+                str(dataset.report.stored_bytes) if dataset.report else "",
+                when(dataset.create_time),
+            )
+            for dataset in datasets
+        ),
+    )
+
+
+def show_dataset(dataset: Dataset) -> None:
+    """What was found in it, and how often each class occurs."""
+    report = dataset.report
+    print_fields(
+        {
+            "name": dataset.name,
+            "data.name": dataset.data_name,
+            "state": "built in" if dataset.built_in else dataset.state,
+            "error": f"{dataset.error.status}: {dataset.error.message}" if dataset.error else "",
+            "rows": f"{report.train_rows} for training, {report.test_rows} for testing" if report else "",
+            "row": f"{report.dtype} [{', '.join(map(str, report.input_shape))}]" if report else "",
+            "target": f"[{', '.join(map(str, report.target_shape))}]" if report and report.target_shape else "",
+            "digest": report.dataset_digest if report else "",
+            "bytes": str(report.stored_bytes) if report else "",
+            "created": when(dataset.create_time),
+        }
+    )
+    if report:
+        print()
+        rows = ((count.name, str(count.train_count), str(count.test_count)) for count in report.classes)
+        print_table(("class", "train", "test"), rows)
+
+
+@contextmanager
+def transfer() -> Iterator[Callable[[int, int], None] | None]:
+    """Draws how far a file has come, on a terminal's stderr."""
+    errors = Console(stderr=True)
+    if not errors.is_terminal:
+        yield None
+        return
+    with Bar(*Bar.get_default_columns(), DownloadColumn(), console=errors, transient=True) as bar:
+        task = bar.add_task("upload", total=None)
+        yield lambda sent, total: bar.update(task, completed=sent, total=total)
 
 
 def show_versions(models: Iterable[Model]) -> None:
