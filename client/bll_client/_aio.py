@@ -88,9 +88,9 @@ class AsyncClient:
         """As `Client.get_job`."""
         return await self._send(_calls.get_job(name))
 
-    def list_jobs(self) -> AsyncIterator[Job]:
+    def list_jobs(self, filter: str = "", order_by: str = "") -> AsyncIterator[Job]:
         """As `Client.list_jobs`."""
-        return self._pages(_calls.list_jobs)
+        return self._pages(partial(_calls.list_jobs, filter=filter, order_by=order_by))
 
     async def cancel_job(self, name: str) -> Job:
         """As `Client.cancel_job`."""

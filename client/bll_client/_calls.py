@@ -88,10 +88,12 @@ def get_job(name: str) -> Call[training_pb2.GetJobRequest, training_pb2.GetJobRe
     return Call(lambda stubs: stubs.training.GetJob, request, lambda response: read(Job, response.job))
 
 
-def list_jobs(page_token: str) -> Call[training_pb2.ListJobsRequest, training_pb2.ListJobsResponse, Page[Job]]:
+def list_jobs(
+    page_token: str, filter: str, order_by: str
+) -> Call[training_pb2.ListJobsRequest, training_pb2.ListJobsResponse, Page[Job]]:
     return Call(
         lambda stubs: stubs.training.ListJobs,
-        training_pb2.ListJobsRequest(page_token=page_token),
+        training_pb2.ListJobsRequest(page_token=page_token, filter=filter, order_by=order_by),
         lambda response: Page(tuple(read(Job, job) for job in response.jobs), response.next_page_token),
     )
 

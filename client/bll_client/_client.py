@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -96,9 +97,13 @@ class Client:
         """The job as it stands. `name` is `jobs/{id}` or the bare id, here and below. Raises NotFound."""
         return self._send(_calls.get_job(name))
 
-    def list_jobs(self) -> Iterator[Job]:
-        """All jobs, newest first, without plans, evaluations and resolved specs; pages are fetched as they are read."""
-        return self._pages(_calls.list_jobs)
+    def list_jobs(self, filter: str = "", order_by: str = "") -> Iterator[Job]:
+        """Jobs, newest first, without plans, evaluations and resolved specs; pages are fetched as they are read.
+
+        `filter` is terms that all hold, such as `state=QUEUED,RUNNING model_id=digits labels.team=x`; `order_by` is
+        `create_time`, `priority` or `model_id`, with or without ` desc`. Raises InvalidArgument.
+        """
+        return self._pages(partial(_calls.list_jobs, filter=filter, order_by=order_by))
 
     def cancel_job(self, name: str) -> Job:
         """The job, asked to stop for good: CANCELLED, or CANCELLING until its workers have ended.

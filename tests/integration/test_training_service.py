@@ -221,6 +221,8 @@ BAD_REQUESTS: dict[str, Callable[[Stub], Any]] = {
         timeout=10,
     ),
     "page_size": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(page_size=-1), timeout=10),
+    "filter": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(filter="status=RUNNING"), timeout=10),
+    "order_by": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(order_by="state"), timeout=10),
     "page_token": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(page_token="guess"), timeout=10),
     "after_event": lambda stub: list(
         stub.WatchJob(training_pb2.WatchJobRequest(name="jobs/abc", after_event=-1), timeout=10)

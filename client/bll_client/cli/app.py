@@ -111,13 +111,19 @@ def train(
 
 @jobs.command("list")
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many, newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 50,
+    filter: Annotated[
+        str, typer.Option("--filter", help="Terms that all hold: 'state=QUEUED,RUNNING model_id=digits labels.team=x'.")
+    ] = "",
+    order_by: Annotated[
+        str, typer.Option(metavar="FIELD[ desc]", help="create_time, priority or model_id.")
+    ] = "create_time desc",
     server: Server = DEFAULT_TARGET,
     output: Output = Format.TABLE,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first unless asked otherwise."""
     with connect(server) as client:
-        found = list(islice(client.list_jobs(), limit))
+        found = list(islice(client.list_jobs(filter, order_by), limit))
     show.show_jobs(found) if output is Format.TABLE else show.print_json(found)
 
 

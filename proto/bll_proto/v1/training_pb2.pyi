@@ -2210,19 +2210,31 @@ class ListJobsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """page_size is at most 1000; 0 or absence means 50."""
     page_token: _builtins.str
-    """page_token comes from the page before; absence means the first page."""
+    """page_token comes from the page before, of the same filter and order; absence means the first page."""
+    filter: _builtins.str
+    """filter is terms with blanks between them, all of which hold: `state=RUNNING labels.team=x`. Fields are `state`,
+    `model_id` and `labels.KEY`; of several values one holds: `state=QUEUED,RUNNING`. Absence means all jobs.
+    """
+    order_by: _builtins.str
+    """order_by is `create_time`, `priority` or `model_id`, and ` desc` where it is to fall; jobs that are equal in it
+    follow in the order of their creation, falling with it. Absence means `create_time desc`.
+    """
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

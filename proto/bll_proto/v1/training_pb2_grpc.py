@@ -109,8 +109,8 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """ListJobs returns jobs, newest first.
-        Errors include: INVALID_ARGUMENT (page_size or page_token).
+        """ListJobs returns jobs, newest first unless asked otherwise.
+        Errors include: INVALID_ARGUMENT (page_size, page_token, filter or order_by).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

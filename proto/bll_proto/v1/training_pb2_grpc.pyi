@@ -43,8 +43,8 @@ class TrainingServiceStub:
     Errors include: NOT_FOUND, INVALID_ARGUMENT (not a job's name).
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListJobsRequest, _training_pb2.ListJobsResponse]
-    """ListJobs returns jobs, newest first.
-    Errors include: INVALID_ARGUMENT (page_size or page_token).
+    """ListJobs returns jobs, newest first unless asked otherwise.
+    Errors include: INVALID_ARGUMENT (page_size, page_token, filter or order_by).
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CancelJobRequest, _training_pb2.CancelJobResponse]
     """CancelJob asks a job to stop for good. A queued or paused job is CANCELLED at once, a running one is CANCELLING
@@ -98,8 +98,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     Errors include: NOT_FOUND, INVALID_ARGUMENT (not a job's name).
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_training_pb2.ListJobsRequest, _training_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """ListJobs returns jobs, newest first.
-    Errors include: INVALID_ARGUMENT (page_size or page_token).
+    """ListJobs returns jobs, newest first unless asked otherwise.
+    Errors include: INVALID_ARGUMENT (page_size, page_token, filter or order_by).
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CancelJobRequest, _training_pb2.CancelJobResponse]  # type: ignore[assignment]
     """CancelJob asks a job to stop for good. A queued or paused job is CANCELLED at once, a running one is CANCELLING
@@ -168,8 +168,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.ListJobsResponse, _abc.Awaitable[_training_pb2.ListJobsResponse]]:
-        """ListJobs returns jobs, newest first.
-        Errors include: INVALID_ARGUMENT (page_size or page_token).
+        """ListJobs returns jobs, newest first unless asked otherwise.
+        Errors include: INVALID_ARGUMENT (page_size, page_token, filter or order_by).
         """
 
     @_abc_1.abstractmethod

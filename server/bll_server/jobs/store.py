@@ -6,7 +6,6 @@ the event that tells of it. Events of a job are numbered from 1 without gaps.
 
 from __future__ import annotations
 
-import base64
 import math
 import secrets
 import sqlite3
@@ -21,12 +20,10 @@ from typing import Any, TypedDict, Unpack
 
 import sqlalchemy as sa
 
-from bll.errors import Violation
 from bll.events import CheckpointDamaged, CheckpointSaved, Evaluation, evaluation_from_dict
 from bll.plan import Plan
 from bll_server.errors import (
     IllegalState,
-    InvalidRequest,
     JobExists,
     NotFound,
     QuotaExceeded,
@@ -34,6 +31,7 @@ from bll_server.errors import (
     StaleEtag,
     StorageFull,
 )
+from bll_server.jobs.listing import Listing
 from bll_server.jobs.metadata import NO_METADATA, Metadata
 from bll_server.jobs.records import (
     Failure,
@@ -57,6 +55,8 @@ _SUMMARY = tuple(
     for column in jobs.columns
     if column.name not in ("spec", "plan", "validation", "test", "request_id", "request_digest")
 )
+
+EVERYTHING = Listing()
 
 
 class Submission(TypedDict, total=False):
@@ -216,19 +216,19 @@ class Store:
         with self._engine.connect() as connection:
             return _replayed(connection, owner, request_id, request_digest)
 
-    def page(self, size: int, token: str, owner: str | None = None) -> tuple[list[JobSummary], str]:
-        """At most `size` jobs (of `owner`), newest first, and the token of the next page, or "".
+    def page(
+        self, size: int, token: str, owner: str | None = None, listing: Listing = EVERYTHING
+    ) -> tuple[list[JobSummary], str]:
+        """At most `size` jobs of `listing` (of `owner`), and the token of the next page, or "".
 
         Raises InvalidRequest.
         """
-        query = sa.select(*_SUMMARY).order_by(jobs.c.sequence.desc()).limit(size + 1)
+        query = listing.page(sa.select(*_SUMMARY), size + 1, token)
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
-        if token:
-            query = query.where(jobs.c.sequence < _decode_token(token))
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        following = _encode_token(rows[size - 1].sequence) if len(rows) > size else ""
+        following = listing.token(rows[size - 1]) if len(rows) > size else ""
         return [JobSummary(**_summary(row)) for row in rows[:size]], following
 
     def in_states(self, *states: State) -> list[JobSummary]:
@@ -406,22 +406,6 @@ def _summary(row: sa.Row[Any]) -> dict[str, Any]:
         "end_time": _time(row.end_time) if row.end_time else None,
         "last_event": row.last_event,
     }
-
-
-def _encode_token(sequence: int) -> str:
-    return base64.urlsafe_b64encode(f"jobs:{sequence}".encode()).decode().rstrip("=")
-
-
-def _decode_token(token: str) -> int:
-    try:
-        text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode("ascii")
-        kind, _, sequence = text.partition(":")
-        # Whatever does not come out as it went in was not made here.
-        if kind == "jobs" and _encode_token(int(sequence)) == token and 0 < int(sequence) < 2**63:
-            return int(sequence)
-    except ValueError:
-        pass
-    raise InvalidRequest(Violation("page_token", f"must be the next_page_token of the page before, got {token!r}"))
 
 
 def _now() -> float:

@@ -15,6 +15,7 @@ from bll.errors import Violation
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 from bll_server import convert
 from bll_server.errors import InvalidRequest
+from bll_server.jobs.listing import Listing
 from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.planner import Planner
 from bll_server.jobs.scheduler import Scheduler
@@ -66,7 +67,8 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         if not 0 <= request.page_size <= _LARGEST_PAGE:
             rule = f"must be between 0 and {_LARGEST_PAGE}, got {request.page_size}"
             raise InvalidRequest(Violation("page_size", rule))
-        jobs, following = self._store.page(request.page_size or _DEFAULT_PAGE, request.page_token)
+        listing = Listing(request.filter, request.order_by)
+        jobs, following = self._store.page(request.page_size or _DEFAULT_PAGE, request.page_token, listing=listing)
         return training_pb2.ListJobsResponse(jobs=map(convert.summary_message, jobs), next_page_token=following)
 
     def CancelJob(

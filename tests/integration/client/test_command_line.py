@@ -171,6 +171,15 @@ def test_a_limit_stops_the_list_and_its_pages(canned: CannedServer, capfd: pytes
     assert len(canned.sent(training_pb2.ListJobsRequest)) == 2
 
 
+def test_a_filter_and_an_order_go_with_every_page(canned: CannedServer) -> None:
+    canned.jobs = {f"jobs/j{i}": job(f"jobs/j{i}") for i in range(3)}
+    assert main(["jobs", "list", "--filter", "state=RUNNING", "--order-by", "priority desc"]) == ExitCode.OK
+    requests = canned.sent(training_pb2.ListJobsRequest)
+    assert [(r.filter, r.order_by, r.page_token) for r in requests] == [
+        ("state=RUNNING", "priority desc", token) for token in ("", "2")
+    ]
+
+
 def test_text_from_the_server_is_never_markup(canned: CannedServer, capfd: pytest.CaptureFixture[str]) -> None:
     canned.jobs["jobs/one"].state_reason = "[bold]odd[/nothing]"
     assert main(["jobs", "get", "one"]) == ExitCode.OK
