@@ -149,6 +149,7 @@ class ExecutorName(StrEnum):
     SEQUENTIAL = "sequential"
     THREADS = "threads"
     PROCESSES = "processes"
+    RAY = "ray"
 
 
 class PrecisionName(StrEnum):

@@ -93,7 +93,7 @@ def check_workers(config: TrainingConfig) -> None:
     if wanted > most:
         found.append(Violation("executor.num_workers", f"must be at most {most}: {why}, got {wanted}"))
     if config.executor.pin_cpus and config.executor.name is not ExecutorName.PROCESSES:
-        rule = f"must be false for executor {config.executor.name.value!r}, whose process is its caller's, got true"
+        rule = f"must be false for executor {config.executor.name.value!r}, which has no processes to pin, got true"
         found.append(Violation("executor.pin_cpus", rule))
     name, recovery = config.executor.name, config.executor.recovery
     if recovery is Recovery.CONTINUE and name is not ExecutorName.PROCESSES:

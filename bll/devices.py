@@ -43,6 +43,24 @@ def wait_for_devices(config: ExecutorConfig) -> None:
         torch.get_device_module(torch.device(name)).synchronize(torch.device(name))
 
 
+def cluster_devices(names: Sequence[str]) -> tuple[str, ...]:
+    """As `resolved_devices`, where Ray gives each worker with a block on `cuda` a device of its own, on any machine.
+
+    Raises InvalidConfig for a device that only a machine could name.
+    """
+    rule = "must be 'cpu' or 'cuda' for executor 'ray', which chooses the device, got "
+    violations = [
+        Violation(f"executor.devices[{number}]", f"{rule}{name!r}")
+        for number, name in enumerate(names)
+        if name not in ("cpu", "cuda", "cuda:0")
+    ]
+    if violations:
+        raise InvalidConfig(violations)
+    # A worker sees its device alone: for it, that is the first.
+    found = tuple("cpu" if name == "cpu" else "cuda:0" for name in names)
+    return found[:1] if len(set(found)) == 1 else found
+
+
 def device_of(config: ExecutorConfig, block: int) -> torch.device:
     """The device of block `block` in a resolved run."""
     return torch.device(config.devices[block if len(config.devices) > 1 else 0])

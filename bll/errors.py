@@ -5,6 +5,7 @@ BllError
 ├── DataError         a data set is unknown, missing, damaged or does not fit
 ├── BlockFailed       a block's worker raised, died or fell silent; names the block
 │   └── WorkerLost    it died or fell silent: nothing that the block did, so that the run can be taken up again
+├── ClusterError      a Ray cluster does not answer, has no room, or does not share the run's folder
 ├── Diverged          a block's loss is not finite; names the block and the step
 ├── CheckpointError   a checkpoint is missing or damaged
 └── ExportError       the exported graph does not answer as the network does
@@ -56,6 +57,10 @@ class BlockFailed(BllError):
 
 class WorkerLost(BlockFailed):
     """The worker of block `block` died or fell silent, without an error of the block's own."""
+
+
+class ClusterError(BllError):
+    """A Ray cluster does not answer, has no room for the blocks, or does not share the run's folder."""
 
 
 class Diverged(BllError):

@@ -14,6 +14,7 @@ from bll.rules import Rules, shown
 
 _DEVICE = re.compile(r"cpu|auto|cuda(:(0|[1-9]\d?))?")
 _MAX_DEVICES = 257
+_ADDRESS = re.compile(r"[^\s/:]+:(\d{1,5})")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ExecutorConfig:
     checkpoint_steps: int = 0
     """Steps between checkpoints, 0 to 10 million; 0 = one at the end of each epoch."""
     num_workers: int = 0
-    """Threads or processes that the blocks share, 0 to 257, at most one a block; 0 = one a block."""
+    """Threads, processes or actors that the blocks share, 0 to 257, at most one a block; 0 = one a block."""
     pin_cpus: bool = False
     """Whether each worker keeps to cores of its own, `threads_per_block` many: executor `processes` only."""
     devices: tuple[str, ...] = ("cpu",)
@@ -45,6 +46,8 @@ class ExecutorConfig:
     """Losses of a worker that a run survives between two checkpoints, 0 to 1,000; one more, and it fails."""
     heartbeat_seconds: float = 30.0
     """Silence after which a worker process counts as lost, 1 to 3,600; 0 = however long it is silent."""
+    address: str = ""
+    """Of the Ray cluster that executor `ray` runs on, host:port of its head; empty = Ray is started on this machine."""
 
     def __post_init__(self) -> None:
         rules = Rules()
@@ -61,6 +64,7 @@ class ExecutorConfig:
         rules.whole("max_restarts", self.max_restarts, 0, 1000)
         if self.heartbeat_seconds != 0:
             rules.within("heartbeat_seconds", self.heartbeat_seconds, 1, 3600)
+        _check_address(rules, self.address, self.name)
         rules.done()
 
     def decisive(self) -> ExecutorConfig:
@@ -81,6 +85,14 @@ def _check_devices(rules: Rules, devices: Any) -> None:
     for i, device in enumerate(devices):
         if not isinstance(device, str) or not _DEVICE.fullmatch(device):
             rules.fail(f"devices[{i}]", f"must be cpu, cuda, cuda and a number (cuda:1), or auto, got {shown(device)}")
+
+
+def _check_address(rules: Rules, address: Any, name: ExecutorName) -> None:
+    parts = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    if address != "" and not (parts and 1 <= int(parts[1]) <= 65535):
+        rules.fail("address", f"must be host:port of a Ray cluster's head, or empty, got {shown(address)}")
+    elif address and name is not ExecutorName.RAY:
+        rules.fail("address", f"must be empty for an executor other than 'ray', got {shown(address)}")
 
 
 @dataclass(frozen=True)

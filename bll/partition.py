@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from bll.cores import usable_cores
 from bll.costs import Cost, StepTimes, measure, step_times
 from bll.credit import make_credit
 from bll.data import DataInfo
-from bll.devices import resolved_devices
+from bll.devices import cluster_devices, resolved_devices
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
 from bll.intra_op import intra_op_threads
@@ -60,6 +61,7 @@ def resolve(
     Raises InvalidConfig if fields do not fit each other or the data, DataError if the data cannot be read.
     """
     config = settled(config)
+    _check_installed(config)
     info = data.describe(config.data, config.seed, root)
     if config.data.target is TargetName.INPUTS:
         info = replace(info, class_names=(), target_shape=())
@@ -75,8 +77,7 @@ def resolve(
         user = user_network(network, info.input_shape)
         config, auto = _with_user_network(config, user), ExecutorName.THREADS
         layers = user.layers()
-    devices = resolved_devices(config.executor.devices, config.blocks.num_blocks, apart=config.loss.span == 1)
-    config = replace(config, executor=replace(config.executor, devices=devices))
+    config = replace(config, executor=replace(config.executor, devices=_devices(config)))
     costs = _layer_costs(layers, info.input_shape)
     cuts = _cuts(config, layers, costs, info)
     steps_per_epoch = info.train_rows // config.batch_size
@@ -111,15 +112,30 @@ def resolve(
     return plan if user is None else UserPlan(**vars(plan), network=user)
 
 
+def _check_installed(config: TrainingConfig) -> None:
+    if config.executor.name is ExecutorName.RAY and importlib.util.find_spec("ray") is None:
+        rule = "must be another where Ray is not installed (pip install 'bll[ray]'), got 'ray'"
+        raise InvalidConfig([Violation("executor.name", rule)])
+
+
+def _devices(config: TrainingConfig) -> tuple[str, ...]:
+    """`executor.devices` with nothing left open. Raises InvalidConfig for what is not there."""
+    executor = config.executor
+    if executor.name is ExecutorName.RAY:
+        return cluster_devices(executor.devices)
+    return resolved_devices(executor.devices, config.blocks.num_blocks, apart=config.loss.span == 1)
+
+
 def _with_user_network(config: TrainingConfig, user: UserNetwork) -> TrainingConfig:
     """`config` that names the user's network by its digest, so that checkpoints know whose they are."""
     described = NetworkConfig(architecture=f"module-{user.digest}")
     if config.network not in (NetworkConfig(), described):
         raise InvalidConfig([Violation("network", "says nothing about a network of your own: leave its fields out")])
-    if config.executor.name is ExecutorName.PROCESSES:
+    if config.executor.name in (ExecutorName.PROCESSES, ExecutorName.RAY):
         rule = (
-            "must be 'sequential' or 'threads' for a network given as a module, got 'processes': its workers build "
-            "their layers from the config; an architecture of entry point group 'bll.architectures' runs in all three"
+            f"must be 'sequential' or 'threads' for a network given as a module, got '{config.executor.name}': its "
+            "workers build their layers from the config; an architecture of entry point group 'bll.architectures' "
+            "runs in all"
         )
         raise InvalidConfig([Violation("executor.name", rule)])
     return replace(config, network=described)
@@ -290,7 +306,8 @@ def _warnings(plan: Plan) -> tuple[str, ...]:
         found.append(f"blocks.num_blocks {config.blocks.num_blocks}: the gap to backprop grows with each block over 4")
     if config.loss.span > 1:
         found.append(f"loss.span {config.loss.span}: all blocks run in one worker, one after the other")
-    threads, workers, cores = config.executor.threads_per_block, num_workers(plan), usable_cores()
+    threads, workers = config.executor.threads_per_block, num_workers(plan)
+    cores = math.inf if config.executor.address else usable_cores()  # those of a cluster are not known here
     if threads > cores:
         found.append(f"executor.threads_per_block {threads} exceeds the {cores} cores here")
     elif workers * threads > cores:

@@ -21,6 +21,10 @@ def make_executor(name: ExecutorName) -> Executor:
             from bll.executors.processes import ProcessExecutor
 
             return ProcessExecutor()
+        case ExecutorName.RAY:
+            from bll.executors.ray import RayExecutor
+
+            return RayExecutor()
         case ExecutorName.AUTO:
             raise ValueError("a resolved plan names its executor")
 

@@ -38,6 +38,9 @@ from bll.training import Training
 
 EXECUTORS = (ExecutorName.SEQUENTIAL, ExecutorName.THREADS, ExecutorName.PROCESSES)
 every_executor = pytest.mark.parametrize("name", EXECUTORS)
+RAY = pytest.param(ExecutorName.RAY, marks=pytest.mark.timeout(300))
+every_executor_and_ray = pytest.mark.parametrize("name", [*EXECUTORS, RAY])
+"""For tests that say most: an actor takes seconds to start."""
 
 SPECS: dict[str, dict[str, Any]] = {
     "direct_mlp": {"network": {"architecture": "mlp", "widths": [24, 24, 24]}, "blocks": {"num_blocks": 3}},
@@ -206,6 +209,12 @@ def digest_of(run_dir: Path, plan: Plan) -> str:
     return content.hexdigest()
 
 
+@pytest.fixture(autouse=True)
+def _ray_is_there(request: pytest.FixtureRequest) -> None:
+    if hasattr(request.node, "callspec") and ExecutorName.RAY in request.node.callspec.params.values():
+        request.getfixturevalue("ray_here")
+
+
 Reference = Callable[[str], tuple[str, list[Event]]]
 
 
@@ -236,11 +245,23 @@ def timeless(events: list[Event]) -> list[Event]:
                 return replace(event, queue_depth=0)
         return event
 
-    return sorted((still(event) for event in events if not isinstance(event, BlocksPlaced)), key=repr)
+    # Neither a slow machine's waits nor where blocks lie.
+    told = (event for event in events if not isinstance(event, BlockWaiting | BlocksPlaced))
+    return sorted(map(still, told), key=repr)
 
 
-@every_executor
-@pytest.mark.parametrize("key", SPECS)
+def under_ray(*values: Any) -> Any:
+    """A case of a test with parameters `name` and others."""
+    return pytest.param(*RAY.values, *values, marks=RAY.marks)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *((name, key) for name in EXECUTORS for key in SPECS),
+        *(under_ray(key) for key in ("chain_longer_than_the_run", "two_threads_a_block")),
+    ],
+)
 def test_weights_are_bit_identical_to_the_sequential_loop(
     name: ExecutorName, key: str, reference: Reference, tmp_path: Path
 ) -> None:
@@ -250,19 +271,21 @@ def test_weights_are_bit_identical_to_the_sequential_loop(
     assert timeless(events) == timeless(reference(key)[1])
 
 
-@every_executor
+STOPPED = (
+    "chain_dropout_augmentation_cnn",
+    "identity_chain_bootstrap_normalised",
+    "next_layer_dropout_cnn",
+    "next_layer_chain_overlapping_pairs",
+    "target_propagation_dropout",
+    "transformer_of_sequences",
+    "prototype",
+    "autoencoder_samples_augmentation",
+)
+
+
 @pytest.mark.parametrize(
-    "key",
-    [
-        "chain_dropout_augmentation_cnn",
-        "identity_chain_bootstrap_normalised",
-        "next_layer_dropout_cnn",
-        "next_layer_chain_overlapping_pairs",
-        "target_propagation_dropout",
-        "transformer_of_sequences",
-        "prototype",
-        "autoencoder_samples_augmentation",
-    ],
+    ("name", "key"),
+    [*((name, key) for name in EXECUTORS for key in STOPPED), under_ray("identity_chain_bootstrap_normalised")],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
     name: ExecutorName, key: str, reference: Reference, tmp_path: Path
@@ -292,6 +315,7 @@ def test_a_run_goes_on_under_another_executor(name: ExecutorName, reference: Ref
 PLACED = (
     *((ExecutorName.THREADS, number) for number in (1, 2, 3)),
     *((ExecutorName.PROCESSES, number) for number in (1, 2, 3)),
+    under_ray(2),
 )
 
 
@@ -406,6 +430,25 @@ def test_a_block_that_waits_long_names_its_neighbour_and_says_when_it_is_over(
         assert all(end.wait_s >= begun.wait_s for begun, end in zip(waits[::2], waits[1::2], strict=True))
 
 
+def overlapping(folder: Path) -> float:
+    """The part of the second block's steps during which the first was in a step of its own too."""
+    spans = [np.loadtxt(folder / f"steps-{layer}", dtype=np.int64) for layer in range(2)]
+    starts, ends = spans[0].T
+    return float(np.mean([bool(((starts < end) & (start < ends)).any()) for start, end in spans[1]]))
+
+
+@every_executor_and_ray
+def test_steps_of_blocks_overlap_in_time_but_in_one_loop(name: ExecutorName, clocked: Path, tmp_path: Path) -> None:
+    plan = plan_of({"network": {"architecture": "clocked", "widths": [512, 512]}, "blocks": {"num_blocks": 2}}, name)
+    for layer in range(2):
+        (clocked / f"steps-{layer}").unlink(missing_ok=True)
+    train(plan, tmp_path)
+    if name is ExecutorName.SEQUENTIAL:
+        assert overlapping(clocked) == 0
+    else:
+        assert overlapping(clocked) > 0.25
+
+
 def test_one_loop_waits_for_nothing(reference: Reference) -> None:
     reports = [e for e in reference("direct_mlp")[1] if isinstance(e, BlockProgress)]
     assert {(e.wait_s, e.version_wait_s, e.send_wait_s, e.inbox_fill) for e in reports} == {(0.0, 0.0, 0.0, 0.0)}
@@ -434,7 +477,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_block(name: Execut
         train(plan, tmp_path)
 
 
-@every_executor
+@every_executor_and_ray
 def test_data_that_is_gone_is_an_error_of_the_run(name: ExecutorName, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     np.savez(tmp_path / "mine.npz", x=generator.normal(size=(60, 5)).astype("f4"), y=np.arange(60) % 3)

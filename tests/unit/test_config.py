@@ -86,6 +86,9 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("executor.checkpoints_kept", 101),
     ("executor.recovery", "hope"),
     ("executor.max_restarts", -1),
+    ("executor.address", "ray://head:10001"),
+    ("executor.address", "head:65536"),
+    ("executor.address", 6379),
     ("executor.heartbeat_seconds", 0.5),
     ("executor.heartbeat_seconds", float("nan")),
     ("diagnostics.per_epoch", 11),
@@ -129,6 +132,13 @@ def test_a_field_out_of_range_is_named_with_its_value(path: str, value: Any) -> 
 
 def test_every_field_has_a_rule_that_is_tested() -> None:
     assert {path.split("[")[0] for path, _ in OUT_OF_RANGE} == leaves()
+
+
+def test_an_address_is_refused_where_it_means_nothing() -> None:
+    with pytest.raises(InvalidConfig, match=r"executor\.address: must be empty for an executor other than 'ray', got"):
+        from_dict(TrainingConfig, {"executor": {"name": "processes", "address": "head:6379"}})
+    config = from_dict(TrainingConfig, {"executor": {"name": "ray", "address": "head:6379"}})
+    assert config.executor.address == "head:6379"
 
 
 def test_groups_must_divide_the_units() -> None:

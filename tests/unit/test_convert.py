@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import bll_client
 from bll import choices
-from bll.choices import FamilyName, MixingSchedule, PrecisionName, Rule, TwinName
+from bll.choices import ExecutorName, FamilyName, MixingSchedule, PrecisionName, Rule, TwinName
 from bll.config import (
     BackwardConfig,
     BlocksConfig,
@@ -153,6 +153,8 @@ CONFIGS = st.builds(
     optimizer=st.builds(OptimizerConfig, learning_rate=st.floats(1e-8, 10)),
     executor=st.builds(
         ExecutorConfig,
+        name=st.just(ExecutorName.RAY),
+        address=st.sampled_from(("", "head:6379", "10.0.0.1:1")),
         checkpoint_steps=st.integers(0, 10),
         devices=st.lists(st.sampled_from(("cpu", "cuda", "cuda:3", "auto")), min_size=1, max_size=4).map(tuple),
         precision=st.sampled_from(PrecisionName),

@@ -164,7 +164,7 @@ def test_backprop_is_one_block() -> None:
         (
             {"executor": {"name": "threads", "pin_cpus": True}},
             "executor.pin_cpus",
-            "executor 'threads', whose",
+            "executor 'threads', which has no processes",
         ),
     ],
 )

@@ -429,6 +429,7 @@ class _ExecutorNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Executor
     EXECUTOR_NAME_PROCESSES: _ExecutorName.ValueType  # 3
     EXECUTOR_NAME_AUTO: _ExecutorName.ValueType  # 4
     """AUTO is PROCESSES in a served job."""
+    EXECUTOR_NAME_RAY: _ExecutorName.ValueType  # 5
 
 class ExecutorName(_ExecutorName, metaclass=_ExecutorNameEnumTypeWrapper):
     """ExecutorName is who runs the blocks. Absence means AUTO."""
@@ -439,6 +440,7 @@ EXECUTOR_NAME_THREADS: ExecutorName.ValueType  # 2
 EXECUTOR_NAME_PROCESSES: ExecutorName.ValueType  # 3
 EXECUTOR_NAME_AUTO: ExecutorName.ValueType  # 4
 """AUTO is PROCESSES in a served job."""
+EXECUTOR_NAME_RAY: ExecutorName.ValueType  # 5
 Global___ExecutorName: _TypeAlias = ExecutorName  # noqa: Y015
 
 class _PrecisionName:
@@ -1356,6 +1358,7 @@ class ExecutorSpec(_message.Message):
     RECOVERY_FIELD_NUMBER: _builtins.int
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     name: Global___ExecutorName.ValueType
     threads_per_block: _builtins.int
     messages_in_flight: _builtins.int
@@ -1377,6 +1380,10 @@ class ExecutorSpec(_message.Message):
     """max_restarts is the number of losses of a worker that a run survives between two checkpoints."""
     heartbeat_seconds: _builtins.float
     """heartbeat_seconds is the silence after which a worker process counts as lost; 0 means however long it is silent."""
+    address: _builtins.str
+    """address is host:port of the head of the Ray cluster that executor RAY runs on; absence means that Ray is started
+    on the server's machine.
+    """
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """devices are where blocks compute, one for all of them or one each: `cpu`, `cuda`, `cuda:1` or `auto`. Absence means
@@ -1398,11 +1405,14 @@ class ExecutorSpec(_message.Message):
         recovery: Global___Recovery.ValueType = ...,
         max_restarts: _builtins.int | None = ...,
         heartbeat_seconds: _builtins.float | None = ...,
+        address: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_checkpoints_kept", b"_checkpoints_kept", "_heartbeat_seconds", b"_heartbeat_seconds", "_max_restarts", b"_max_restarts", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_pin_cpus", b"_pin_cpus", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "checkpoints_kept", b"checkpoints_kept", "heartbeat_seconds", b"heartbeat_seconds", "max_restarts", b"max_restarts", "messages_in_flight", b"messages_in_flight", "num_workers", b"num_workers", "pin_cpus", b"pin_cpus", "threads_per_block", b"threads_per_block"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "_checkpoint_steps", b"_checkpoint_steps", "_checkpoints_kept", b"_checkpoints_kept", "_heartbeat_seconds", b"_heartbeat_seconds", "_max_restarts", b"_max_restarts", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_pin_cpus", b"_pin_cpus", "_threads_per_block", b"_threads_per_block", "address", b"address", "checkpoint_steps", b"checkpoint_steps", "checkpoints_kept", b"checkpoints_kept", "heartbeat_seconds", b"heartbeat_seconds", "max_restarts", b"max_restarts", "messages_in_flight", b"messages_in_flight", "num_workers", b"num_workers", "pin_cpus", b"pin_cpus", "threads_per_block", b"threads_per_block"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps", "_checkpoints_kept", b"_checkpoints_kept", "_heartbeat_seconds", b"_heartbeat_seconds", "_max_restarts", b"_max_restarts", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_pin_cpus", b"_pin_cpus", "_threads_per_block", b"_threads_per_block", "checkpoint_steps", b"checkpoint_steps", "checkpoints_kept", b"checkpoints_kept", "devices", b"devices", "heartbeat_seconds", b"heartbeat_seconds", "max_restarts", b"max_restarts", "messages_in_flight", b"messages_in_flight", "name", b"name", "num_workers", b"num_workers", "pin_cpus", b"pin_cpus", "precision", b"precision", "recovery", b"recovery", "threads_per_block", b"threads_per_block"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "_checkpoint_steps", b"_checkpoint_steps", "_checkpoints_kept", b"_checkpoints_kept", "_heartbeat_seconds", b"_heartbeat_seconds", "_max_restarts", b"_max_restarts", "_messages_in_flight", b"_messages_in_flight", "_num_workers", b"_num_workers", "_pin_cpus", b"_pin_cpus", "_threads_per_block", b"_threads_per_block", "address", b"address", "checkpoint_steps", b"checkpoint_steps", "checkpoints_kept", b"checkpoints_kept", "devices", b"devices", "heartbeat_seconds", b"heartbeat_seconds", "max_restarts", b"max_restarts", "messages_in_flight", b"messages_in_flight", "name", b"name", "num_workers", b"num_workers", "pin_cpus", b"pin_cpus", "precision", b"precision", "recovery", b"recovery", "threads_per_block", b"threads_per_block"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__address: _TypeAlias = _typing.Literal["address"]  # noqa: Y015
+    _WhichOneofArgType__address: _TypeAlias = _typing.Literal["_address", b"_address"]  # noqa: Y015
     _WhichOneofReturnType__checkpoint_steps: _TypeAlias = _typing.Literal["checkpoint_steps"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_steps: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps"]  # noqa: Y015
     _WhichOneofReturnType__checkpoints_kept: _TypeAlias = _typing.Literal["checkpoints_kept"]  # noqa: Y015
@@ -1419,6 +1429,8 @@ class ExecutorSpec(_message.Message):
     _WhichOneofArgType__pin_cpus: _TypeAlias = _typing.Literal["_pin_cpus", b"_pin_cpus"]  # noqa: Y015
     _WhichOneofReturnType__threads_per_block: _TypeAlias = _typing.Literal["threads_per_block"]  # noqa: Y015
     _WhichOneofArgType__threads_per_block: _TypeAlias = _typing.Literal["_threads_per_block", b"_threads_per_block"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__address) -> _WhichOneofReturnType__address | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_steps) -> _WhichOneofReturnType__checkpoint_steps | None: ...
     @_typing.overload
