@@ -26,7 +26,19 @@ from bll_client._channel import (
 )
 from bll_client._download import Download
 from bll_client._errors import call_error
-from bll_client._types import Array, Dataset, DatasetFormat, DatasetState, Head, Job, JobEvent, Model, Prediction
+from bll_client._types import (
+    Array,
+    BlockStatus,
+    Dataset,
+    DatasetFormat,
+    DatasetState,
+    Head,
+    Job,
+    JobEvent,
+    JobMetrics,
+    Model,
+    Prediction,
+)
 from bll_client._upload import Outgoing, Progress, poll_delays
 from bll_client._watch import Watch
 from bll_proto.v1.datasets_pb2 import Upload
@@ -124,6 +136,14 @@ class AsyncClient:
     async def delete_job(self, name: str, *, etag: str = "") -> None:
         """As `Client.delete_job`."""
         await self._send(_calls.delete_job(name, etag))
+
+    async def list_blocks(self, name: str) -> tuple[BlockStatus, ...]:
+        """As `Client.list_blocks`."""
+        return await self._send(_calls.list_blocks(name))
+
+    async def get_job_metrics(self, name: str, *, max_points: int = 0) -> JobMetrics:
+        """As `Client.get_job_metrics`."""
+        return await self._send(_calls.get_job_metrics(name, max_points))
 
     async def watch_job(
         self, name: str, after_event: int = 0, *, timeout: timedelta | None = None

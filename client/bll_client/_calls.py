@@ -14,7 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from bll_client._convert import read
 from bll_client._errors import InvalidInput
 from bll_client._spec import parse_spec
-from bll_client._types import Array, Dataset, Head, Job, Model, Prediction
+from bll_client._types import Array, BlockStatus, Dataset, Head, Job, JobMetrics, Model, Prediction
 from bll_proto import tensors
 from bll_proto.v1 import datasets_pb2, inference_pb2, models_pb2, training_pb2
 from bll_proto.v1.datasets_pb2_grpc import DatasetServiceStub
@@ -131,6 +131,24 @@ def update_job(
 def delete_job(name: str, etag: str) -> Call[training_pb2.DeleteJobRequest, training_pb2.DeleteJobResponse, None]:
     request = training_pb2.DeleteJobRequest(name=job_name(name), etag=etag)
     return Call(lambda stubs: stubs.training.DeleteJob, request, lambda response: None)
+
+
+def list_blocks(
+    name: str,
+) -> Call[training_pb2.ListBlocksRequest, training_pb2.ListBlocksResponse, tuple[BlockStatus, ...]]:
+    request = training_pb2.ListBlocksRequest(parent=job_name(name))
+    return Call(
+        lambda stubs: stubs.training.ListBlocks,
+        request,
+        lambda response: tuple(read(BlockStatus, block) for block in response.blocks),
+    )
+
+
+def get_job_metrics(
+    name: str, max_points: int
+) -> Call[training_pb2.GetJobMetricsRequest, training_pb2.GetJobMetricsResponse, JobMetrics]:
+    request = training_pb2.GetJobMetricsRequest(name=job_name(name), max_points=max_points)
+    return Call(lambda stubs: stubs.training.GetJobMetrics, request, lambda response: read(JobMetrics, response))
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,19 @@ from bll_client._channel import (
 )
 from bll_client._download import Download
 from bll_client._errors import call_error
-from bll_client._types import Array, Dataset, DatasetFormat, DatasetState, Head, Job, JobEvent, Model, Prediction
+from bll_client._types import (
+    Array,
+    BlockStatus,
+    Dataset,
+    DatasetFormat,
+    DatasetState,
+    Head,
+    Job,
+    JobEvent,
+    JobMetrics,
+    Model,
+    Prediction,
+)
 from bll_client._upload import Outgoing, Progress, poll_delays
 from bll_client._watch import Watch
 from bll_proto.v1.datasets_pb2 import Upload
@@ -154,6 +166,18 @@ class Client:
         Raises NotFound, FailedPrecondition for a job that is queued or runs, and Aborted if `etag` is not the job's.
         """
         self._send(_calls.delete_job(name, etag))
+
+    def list_blocks(self, name: str) -> tuple[BlockStatus, ...]:
+        """How each block of the job stands, by the newest that was told of it. Raises NotFound."""
+        return self._send(_calls.list_blocks(name))
+
+    def get_job_metrics(self, name: str, *, max_points: int = 0) -> JobMetrics:
+        """How the job's blocks and network fared over the steps, without what a roll-back or resumption has undone.
+
+        Of more than `max_points` reports of a block, so many are returned, evenly spread; 0 lets the server choose.
+        Raises NotFound, InvalidArgument.
+        """
+        return self._send(_calls.get_job_metrics(name, max_points))
 
     def watch_job(self, name: str, after_event: int = 0, *, timeout: timedelta | None = None) -> Iterator[JobEvent]:
         """The job's events after number `after_event`, from the past into the future, each once.

@@ -316,6 +316,59 @@ class JobEvent:
     """None: a kind of event that this client does not know."""
 
 
+class BlockState(StrEnum):
+    """What a block is doing."""
+
+    UNSPECIFIED = "unspecified"
+    """Also every state that a newer server knows and this client does not."""
+    IDLE = "idle"
+    """No worker runs it, since the job does not run."""
+    TRAINING = "training"
+    WAITING = "waiting"
+    """It has waited long for a neighbour."""
+    DONE = "done"
+    """It has done all steps."""
+
+
+@dataclass(frozen=True)
+class BlockStatus:
+    """How one block of a job stands."""
+
+    block: int
+    """From 0."""
+    state: BlockState
+    device: str
+    worker: int | None
+    """The place of the worker that runs it, from 0; None while none does."""
+    cpus: tuple[int, ...]
+    """The cores that the worker keeps to; empty: any."""
+    progress: BlockProgress | None
+    """Its newest report."""
+    waiting: BlockWaiting | None
+    """The wait for a neighbour that goes on."""
+    checkpoint_step: int
+    """Steps after which it is safe on disk; 0 before the first checkpoint."""
+    checkpoint_time: datetime | None
+
+
+@dataclass(frozen=True)
+class BlockSeries:
+    """How one block fared over the steps."""
+
+    block: int
+    """From 0."""
+    reports: tuple[BlockProgress, ...]
+    """In the order of their steps."""
+
+
+@dataclass(frozen=True)
+class JobMetrics:
+    """How a job fared over its steps, without what a roll-back or a resumption has undone."""
+
+    blocks: tuple[BlockSeries, ...]
+    evaluations: tuple[Evaluation, ...]
+
+
 @dataclass(frozen=True)
 class JobProgress:
     """How far a job has come."""

@@ -33,6 +33,7 @@ from bll.plain import from_dict
 from bll.plan import Plan
 from bll_proto.v1 import errors_pb2, training_pb2
 from bll_server.errors import DOMAIN, InvalidRequest
+from bll_server.jobs.history import BlockStatus
 from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.records import Job, JobEvent, JobSummary, Progress, StateChange
 
@@ -67,6 +68,17 @@ def spec_message(config: TrainingConfig, model_id: str = "") -> training_pb2.Job
 def evaluation_message(evaluation: Evaluation) -> training_pb2.Evaluation:
     """`evaluation`, field by field."""
     return _filled(training_pb2.Evaluation(), evaluation)
+
+
+def block_message(status: BlockStatus) -> training_pb2.BlockStatus:
+    """`status`, field by field."""
+    return _filled(training_pb2.BlockStatus(), status)
+
+
+def series_message(block: int, reports: list[BlockProgress]) -> training_pb2.BlockSeries:
+    """The reports of one block."""
+    messages = (_filled(training_pb2.BlockProgress(), report) for report in reports)
+    return training_pb2.BlockSeries(block=block, reports=messages)
 
 
 def plan_message(plan: Plan) -> training_pb2.JobPlan:
@@ -208,6 +220,8 @@ def _filled(message: M, values: Any, skip: str = "") -> M:
                     _filled(repeated.add(), item)
             else:
                 repeated.extend(value)
+        elif isinstance(value, datetime):
+            getattr(message, field.name).FromDatetime(_naive(value))
         elif isinstance(value, StrEnum):
             setattr(message, field.name, _number(message.DESCRIPTOR.fields_by_name[field.name].enum_type, value))
         else:

@@ -67,9 +67,18 @@ def test_a_job_paused_over_a_restart_and_resumed_ends_as_an_undisturbed_one(tmp_
         stub.ResumeJob(training_pb2.ResumeJobRequest(name="jobs/paused"), timeout=10)
         told = list(watch(stub, "paused"))
         job = get(stub, "paused")
+        metrics = training_pb2.GetJobMetricsRequest(name="jobs/paused", max_points=10_000)
+        series = stub.GetJobMetrics(metrics, timeout=10).blocks
+        blocks = stub.ListBlocks(training_pb2.ListBlocksRequest(parent="jobs/paused"), timeout=10).blocks
     assert job.state == training_pb2.JOB_STATE_SUCCEEDED, job
     assert [event.number for event in told] == list(range(1, job.last_event + 1))
     resumed_at = int(paused.state_reason.rpartition(" ")[2])
     steps = [e.block_progress.step for e in told[paused.last_event :] if e.HasField("block_progress")]
     assert min(steps) > resumed_at > 0
     assert (job.test, job.validation) == (expected.test, expected.validation)
+    for told_of in series:
+        steps = [report.step for report in told_of.reports]
+        assert steps == sorted(set(steps))
+        assert steps[-1] == job.progress.total_steps
+    assert [block.state for block in blocks] == [training_pb2.BLOCK_STATE_DONE] * 2
+    assert [block.checkpoint_step for block in blocks] == [job.progress.total_steps] * 2

@@ -220,6 +220,10 @@ BAD_REQUESTS: dict[str, Callable[[Stub], Any]] = {
         training_pb2.UpdateJobRequest(job=training_pb2.Job(name="jobs/abc"), update_mask=FieldMask(paths=["state"])),
         timeout=10,
     ),
+    "parent": lambda stub: stub.ListBlocks(training_pb2.ListBlocksRequest(parent="one"), timeout=10),
+    "max_points": lambda stub: stub.GetJobMetrics(
+        training_pb2.GetJobMetricsRequest(name="jobs/abc", max_points=10_001), timeout=10
+    ),
     "page_size": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(page_size=-1), timeout=10),
     "filter": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(filter="status=RUNNING"), timeout=10),
     "order_by": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(order_by="state"), timeout=10),

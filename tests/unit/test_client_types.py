@@ -26,7 +26,10 @@ MESSAGES: dict[str, Any] = {
     message.name: message
     for module in (training_pb2, models_pb2, datasets_pb2)
     for message in module.DESCRIPTOR.message_types_by_name.values()
-} | {"Prediction": inference_pb2.PredictResponse.DESCRIPTOR}
+} | {
+    "Prediction": inference_pb2.PredictResponse.DESCRIPTOR,
+    "JobMetrics": training_pb2.GetJobMetricsResponse.DESCRIPTOR,
+}
 DATACLASSES = [kind for kind in vars(_types).values() if dataclasses.is_dataclass(kind)]
 
 
@@ -55,6 +58,7 @@ def test_a_dataclass_has_the_fields_of_its_message(kind: type[Any]) -> None:
     ("kind", "enum", "prefix"),
     [
         (bll_client.JobState, training_pb2.JobState.DESCRIPTOR, "JOB_STATE_"),
+        (bll_client.BlockState, training_pb2.BlockState.DESCRIPTOR, "BLOCK_STATE_"),
         (bll_client.AlarmSignature, training_pb2.AlarmSignature.DESCRIPTOR, "ALARM_SIGNATURE_"),
         (bll_client.DatasetState, datasets_pb2.DatasetState.DESCRIPTOR, "DATASET_STATE_"),
         (bll_client.DatasetFormat, datasets_pb2.DatasetFormat.DESCRIPTOR, "DATASET_FORMAT_"),

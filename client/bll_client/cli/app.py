@@ -175,6 +175,27 @@ def retry_job(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Fo
         _show(client.retry_job(job), output)
 
 
+@jobs.command("blocks")
+def list_blocks(job: JobName, server: Server = DEFAULT_TARGET, output: Output = Format.TABLE) -> None:
+    """Show how each block of one job stands."""
+    with connect(server) as client:
+        found = client.list_blocks(job)
+    show.show_blocks(found) if output is Format.TABLE else show.print_json(found)
+
+
+@jobs.command("metrics")
+def get_job_metrics(
+    job: JobName,
+    points: Annotated[int, typer.Option(min=1, help="Show at most so many steps of each block.")] = 20,
+    server: Server = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show how one job fared over its steps."""
+    with connect(server) as client:
+        found = client.get_job_metrics(job, max_points=points)
+    show.show_metrics(found) if output is Format.TABLE else show.print_json(found)
+
+
 @jobs.command("update")
 def update_job(
     job: JobName,

@@ -18,7 +18,17 @@ from rich.progress import DownloadColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from bll_client import Dataset, Evaluation, Job, Model, ModelVersion, Prediction
+from bll_client import (
+    BlockProgress,
+    BlockStatus,
+    Dataset,
+    Evaluation,
+    Job,
+    JobMetrics,
+    Model,
+    ModelVersion,
+    Prediction,
+)
 
 PIPE_WIDTH = 10_000
 """Columns of what is not a terminal: lines are for programs there, and never wrapped."""
@@ -211,6 +221,48 @@ def transfer() -> Iterator[Callable[[int, int], None] | None]:
     with Bar(*Bar.get_default_columns(), DownloadColumn(), console=errors, transient=True) as bar:
         task = bar.add_task("upload", total=None)
         yield lambda sent, total: bar.update(task, completed=sent, total=total)
+
+
+def show_blocks(blocks: Iterable[BlockStatus]) -> None:
+    """One line for each block."""
+    print_table(
+        ("block", "state", "worker", "device", "step", "samples/s", "waited", "blocked", "checkpoint"),
+        (
+            (
+                str(block.block),
+                block.state,
+                "" if block.worker is None else str(block.worker),
+                block.device,
+                *(_pace(block.progress) if block.progress else ("", "", "", "")),
+                f"{block.checkpoint_step} at {when(block.checkpoint_time)}" if block.checkpoint_time else "",
+            )
+            for block in blocks
+        ),
+    )
+
+
+def _pace(report: BlockProgress) -> tuple[str, ...]:
+    waits = (report.wait, report.send_wait)
+    return (str(report.step), f"{report.samples_per_s:.0f}", *(f"{wait.total_seconds():.1f} s" for wait in waits))
+
+
+def show_metrics(metrics: JobMetrics) -> None:
+    """One line for each report of each block, and for each evaluation."""
+    print_table(
+        ("block", "step", "loss", "KL", "accuracy", "variance", "agreement"),
+        (
+            (
+                str(series.block),
+                str(report.step),
+                *(f"{value:.4f}" for value in (report.loss_nats, report.kl_nats, report.accuracy)),
+                *(f"{value:.4f}" for value in (report.posterior_variance, report.agreement)),
+            )
+            for series in metrics.blocks
+            for report in series.reports
+        ),
+    )
+    for evaluation in metrics.evaluations:
+        print(f"{evaluation.split} step {evaluation.step}: {scores(evaluation)}")
 
 
 def show_versions(models: Iterable[Model]) -> None:

@@ -513,6 +513,34 @@ ALARM_SIGNATURE_END_TO_END_GAP: AlarmSignature.ValueType  # 3
 """END_TO_END_GAP: later exits are no better than earlier ones; backpropagation would do much better."""
 Global___AlarmSignature: _TypeAlias = AlarmSignature  # noqa: Y015
 
+class _BlockState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BlockStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BlockState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BLOCK_STATE_UNSPECIFIED: _BlockState.ValueType  # 0
+    BLOCK_STATE_IDLE: _BlockState.ValueType  # 1
+    """IDLE: no worker runs it, since the job does not run."""
+    BLOCK_STATE_TRAINING: _BlockState.ValueType  # 2
+    BLOCK_STATE_WAITING: _BlockState.ValueType  # 3
+    """WAITING: it has waited long for a neighbour."""
+    BLOCK_STATE_DONE: _BlockState.ValueType  # 4
+    """DONE: it has done all steps."""
+
+class BlockState(_BlockState, metaclass=_BlockStateEnumTypeWrapper):
+    """BlockState is what a block is doing."""
+
+BLOCK_STATE_UNSPECIFIED: BlockState.ValueType  # 0
+BLOCK_STATE_IDLE: BlockState.ValueType  # 1
+"""IDLE: no worker runs it, since the job does not run."""
+BLOCK_STATE_TRAINING: BlockState.ValueType  # 2
+BLOCK_STATE_WAITING: BlockState.ValueType  # 3
+"""WAITING: it has waited long for a neighbour."""
+BLOCK_STATE_DONE: BlockState.ValueType  # 4
+"""DONE: it has done all steps."""
+Global___BlockState: _TypeAlias = BlockState  # noqa: Y015
+
 @_typing.final
 class Job(_message.Message):
     """Job is one training run, from submission to its model."""
@@ -2123,6 +2151,97 @@ class JobEvent(_message.Message):
 Global___JobEvent: _TypeAlias = JobEvent  # noqa: Y015
 
 @_typing.final
+class BlockStatus(_message.Message):
+    """BlockStatus is how one block of a job stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_TIME_FIELD_NUMBER: _builtins.int
+    block: _builtins.int
+    """block counts from 0."""
+    state: Global___BlockState.ValueType
+    device: _builtins.str
+    """device is where it computes, such as `cpu` or `cuda:1`."""
+    worker: _builtins.int
+    """worker is the place of the worker that runs it, from 0; absent while none does."""
+    checkpoint_step: _builtins.int
+    """checkpoint_step is the number of steps after which it is safe on disk; 0 before the first checkpoint."""
+    @_builtins.property
+    def cpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """cpus are the cores that the worker keeps to. Empty means any."""
+
+    @_builtins.property
+    def progress(self) -> Global___BlockProgress:
+        """progress is its newest report; absent before the first."""
+
+    @_builtins.property
+    def waiting(self) -> Global___BlockWaiting:
+        """waiting is the wait for a neighbour that goes on; absent otherwise."""
+
+    @_builtins.property
+    def checkpoint_time(self) -> _timestamp_pb2.Timestamp:
+        """checkpoint_time is when that was; absent before the first checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        block: _builtins.int = ...,
+        state: Global___BlockState.ValueType = ...,
+        device: _builtins.str = ...,
+        worker: _builtins.int | None = ...,
+        cpus: _abc.Iterable[_builtins.int] | None = ...,
+        progress: Global___BlockProgress | None = ...,
+        waiting: Global___BlockWaiting | None = ...,
+        checkpoint_step: _builtins.int = ...,
+        checkpoint_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "checkpoint_time", b"checkpoint_time", "progress", b"progress", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "block", b"block", "checkpoint_step", b"checkpoint_step", "checkpoint_time", b"checkpoint_time", "cpus", b"cpus", "device", b"device", "progress", b"progress", "state", b"state", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__worker: _TypeAlias = _typing.Literal["worker"]  # noqa: Y015
+    _WhichOneofArgType__worker: _TypeAlias = _typing.Literal["_worker", b"_worker"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__worker) -> _WhichOneofReturnType__worker | None: ...
+
+Global___BlockStatus: _TypeAlias = BlockStatus  # noqa: Y015
+
+@_typing.final
+class BlockSeries(_message.Message):
+    """BlockSeries is how one block fared over the steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
+    block: _builtins.int
+    """block counts from 0."""
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockProgress]:
+        """reports are in the order of their steps."""
+
+    def __init__(
+        self,
+        *,
+        block: _builtins.int = ...,
+        reports: _abc.Iterable[Global___BlockProgress] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "reports", b"reports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockSeries: _TypeAlias = BlockSeries  # noqa: Y015
+
+@_typing.final
 class CreateJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2526,6 +2645,102 @@ class DeleteJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteJobResponse: _TypeAlias = DeleteJobResponse  # noqa: Y015
+
+@_typing.final
+class ListBlocksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """parent is `jobs/{job_id}`."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBlocksRequest: _TypeAlias = ListBlocksRequest  # noqa: Y015
+
+@_typing.final
+class ListBlocksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockStatus]:
+        """blocks has one entry a block, in order."""
+
+    def __init__(
+        self,
+        *,
+        blocks: _abc.Iterable[Global___BlockStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBlocksResponse: _TypeAlias = ListBlocksResponse  # noqa: Y015
+
+@_typing.final
+class GetJobMetricsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is `jobs/{job_id}`."""
+    max_points: _builtins.int
+    """max_points is the most reports of each block, at most 10000; 0 or absence means 200. Of more, so many are returned
+    as they are, evenly spread from the first to the last.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        max_points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_points", b"max_points", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJobMetricsRequest: _TypeAlias = GetJobMetricsRequest  # noqa: Y015
+
+@_typing.final
+class GetJobMetricsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    EVALUATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockSeries]:
+        """blocks has one entry for each block that has reported, in order."""
+
+    @_builtins.property
+    def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evaluation]:
+        """evaluations are all of them, as they came."""
+
+    def __init__(
+        self,
+        *,
+        blocks: _abc.Iterable[Global___BlockSeries] | None = ...,
+        evaluations: _abc.Iterable[Global___Evaluation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "evaluations", b"evaluations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJobMetricsResponse: _TypeAlias = GetJobMetricsResponse  # noqa: Y015
 
 @_typing.final
 class WatchJobRequest(_message.Message):

@@ -80,6 +80,16 @@ class TrainingServiceStub:
                 request_serializer=bll__proto_dot_v1_dot_training__pb2.DeleteJobRequest.SerializeToString,
                 response_deserializer=bll__proto_dot_v1_dot_training__pb2.DeleteJobResponse.FromString,
                 _registered_method=True)
+        self.ListBlocks = channel.unary_unary(
+                '/bll.v1.TrainingService/ListBlocks',
+                request_serializer=bll__proto_dot_v1_dot_training__pb2.ListBlocksRequest.SerializeToString,
+                response_deserializer=bll__proto_dot_v1_dot_training__pb2.ListBlocksResponse.FromString,
+                _registered_method=True)
+        self.GetJobMetrics = channel.unary_unary(
+                '/bll.v1.TrainingService/GetJobMetrics',
+                request_serializer=bll__proto_dot_v1_dot_training__pb2.GetJobMetricsRequest.SerializeToString,
+                response_deserializer=bll__proto_dot_v1_dot_training__pb2.GetJobMetricsResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/bll.v1.TrainingService/WatchJob',
                 request_serializer=bll__proto_dot_v1_dot_training__pb2.WatchJobRequest.SerializeToString,
@@ -170,6 +180,23 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBlocks(self, request, context):
+        """ListBlocks returns how each block of a job stands, by the newest that was told of it.
+        Errors include: NOT_FOUND, INVALID_ARGUMENT (not a job's name).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJobMetrics(self, request, context):
+        """GetJobMetrics returns how the blocks and the network fared over the steps, without what a roll-back or a
+        resumption has undone.
+        Errors include: NOT_FOUND, INVALID_ARGUMENT (max_points).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
         makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
@@ -227,6 +254,16 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.DeleteJob,
                     request_deserializer=bll__proto_dot_v1_dot_training__pb2.DeleteJobRequest.FromString,
                     response_serializer=bll__proto_dot_v1_dot_training__pb2.DeleteJobResponse.SerializeToString,
+            ),
+            'ListBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBlocks,
+                    request_deserializer=bll__proto_dot_v1_dot_training__pb2.ListBlocksRequest.FromString,
+                    response_serializer=bll__proto_dot_v1_dot_training__pb2.ListBlocksResponse.SerializeToString,
+            ),
+            'GetJobMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJobMetrics,
+                    request_deserializer=bll__proto_dot_v1_dot_training__pb2.GetJobMetricsRequest.FromString,
+                    response_serializer=bll__proto_dot_v1_dot_training__pb2.GetJobMetricsResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -478,6 +515,60 @@ class TrainingService:
             '/bll.v1.TrainingService/DeleteJob',
             bll__proto_dot_v1_dot_training__pb2.DeleteJobRequest.SerializeToString,
             bll__proto_dot_v1_dot_training__pb2.DeleteJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bll.v1.TrainingService/ListBlocks',
+            bll__proto_dot_v1_dot_training__pb2.ListBlocksRequest.SerializeToString,
+            bll__proto_dot_v1_dot_training__pb2.ListBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bll.v1.TrainingService/GetJobMetrics',
+            bll__proto_dot_v1_dot_training__pb2.GetJobMetricsRequest.SerializeToString,
+            bll__proto_dot_v1_dot_training__pb2.GetJobMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

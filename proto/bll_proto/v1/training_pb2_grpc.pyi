@@ -76,6 +76,15 @@ class TrainingServiceStub:
     Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is queued or runs: cancel it first), ABORTED (the job is
     no longer as `etag` says).
     """
+    ListBlocks: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListBlocksRequest, _training_pb2.ListBlocksResponse]
+    """ListBlocks returns how each block of a job stands, by the newest that was told of it.
+    Errors include: NOT_FOUND, INVALID_ARGUMENT (not a job's name).
+    """
+    GetJobMetrics: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetJobMetricsRequest, _training_pb2.GetJobMetricsResponse]
+    """GetJobMetrics returns how the blocks and the network fared over the steps, without what a roll-back or a
+    resumption has undone.
+    Errors include: NOT_FOUND, INVALID_ARGUMENT (max_points).
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.WatchJobResponse]
     """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
     makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
@@ -130,6 +139,15 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """DeleteJob forgets a job that is over or paused, with its events, checkpoints and log. Models stay.
     Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is queued or runs: cancel it first), ABORTED (the job is
     no longer as `etag` says).
+    """
+    ListBlocks: _aio.UnaryUnaryMultiCallable[_training_pb2.ListBlocksRequest, _training_pb2.ListBlocksResponse]  # type: ignore[assignment]
+    """ListBlocks returns how each block of a job stands, by the newest that was told of it.
+    Errors include: NOT_FOUND, INVALID_ARGUMENT (not a job's name).
+    """
+    GetJobMetrics: _aio.UnaryUnaryMultiCallable[_training_pb2.GetJobMetricsRequest, _training_pb2.GetJobMetricsResponse]  # type: ignore[assignment]
+    """GetJobMetrics returns how the blocks and the network fared over the steps, without what a roll-back or a
+    resumption has undone.
+    Errors include: NOT_FOUND, INVALID_ARGUMENT (max_points).
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.WatchJobResponse]  # type: ignore[assignment]
     """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
@@ -236,6 +254,27 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """DeleteJob forgets a job that is over or paused, with its events, checkpoints and log. Models stay.
         Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is queued or runs: cancel it first), ABORTED (the job is
         no longer as `etag` says).
+        """
+
+    @_abc_1.abstractmethod
+    def ListBlocks(
+        self,
+        request: _training_pb2.ListBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ListBlocksResponse, _abc.Awaitable[_training_pb2.ListBlocksResponse]]:
+        """ListBlocks returns how each block of a job stands, by the newest that was told of it.
+        Errors include: NOT_FOUND, INVALID_ARGUMENT (not a job's name).
+        """
+
+    @_abc_1.abstractmethod
+    def GetJobMetrics(
+        self,
+        request: _training_pb2.GetJobMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.GetJobMetricsResponse, _abc.Awaitable[_training_pb2.GetJobMetricsResponse]]:
+        """GetJobMetrics returns how the blocks and the network fared over the steps, without what a roll-back or a
+        resumption has undone.
+        Errors include: NOT_FOUND, INVALID_ARGUMENT (max_points).
         """
 
     @_abc_1.abstractmethod

@@ -283,6 +283,13 @@ class Store:
                 for number, time, payload in connection.execute(query)
             ]
 
+    def all_events(self, job_id: str) -> Iterator[JobEvent]:
+        """Every event of the job up to now, in order, read piece by piece. Raises NotFound."""
+        after, last = 0, self.last_event(job_id)
+        while after < last and (events := self.events(job_id, after)):
+            yield from events
+            after = events[-1].number
+
     def wait(self, job_id: str, after: int, timeout_s: float, gone: Callable[[], bool]) -> None:
         """Return once the job has an event above `after`, `gone()` is true at a `wake`, or `timeout_s` is over."""
         with self._appended:

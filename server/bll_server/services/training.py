@@ -15,6 +15,7 @@ from bll.errors import Violation
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 from bll_server import convert
 from bll_server.errors import InvalidRequest
+from bll_server.jobs.history import History
 from bll_server.jobs.listing import Listing
 from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.planner import Planner
@@ -24,6 +25,7 @@ from bll_server.models.registry import MODEL_ID
 
 _JOB_ID = re.compile(r"[a-z][a-z0-9-]{2,62}")
 _DEFAULT_PAGE, _LARGEST_PAGE = 50, 1000
+_DEFAULT_POINTS, _MOST_POINTS = 200, 10_000
 
 
 class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
@@ -108,6 +110,27 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     ) -> training_pb2.DeleteJobResponse:
         self._scheduler.delete(_job_id(request.name), request.etag)
         return training_pb2.DeleteJobResponse()
+
+    def ListBlocks(
+        self, request: training_pb2.ListBlocksRequest, context: grpc.ServicerContext
+    ) -> training_pb2.ListBlocksResponse:
+        job = self._store.get(_job_id(request.parent, "parent"))
+        blocks = History.of(self._store.all_events(job.job_id)).blocks(job)
+        return training_pb2.ListBlocksResponse(blocks=map(convert.block_message, blocks))
+
+    def GetJobMetrics(
+        self, request: training_pb2.GetJobMetricsRequest, context: grpc.ServicerContext
+    ) -> training_pb2.GetJobMetricsResponse:
+        job_id = _job_id(request.name)
+        if not 0 <= request.max_points <= _MOST_POINTS:
+            rule = f"must be between 0 and {_MOST_POINTS}, got {request.max_points}"
+            raise InvalidRequest(Violation("max_points", rule))
+        history = History.of(self._store.all_events(job_id))
+        series = history.series(request.max_points or _DEFAULT_POINTS)
+        return training_pb2.GetJobMetricsResponse(
+            blocks=(convert.series_message(block, reports) for block, reports in series.items()),
+            evaluations=map(convert.evaluation_message, history.evaluations.values()),
+        )
 
     def WatchJob(
         self, request: training_pb2.WatchJobRequest, context: grpc.ServicerContext

@@ -155,6 +155,30 @@ class CannedServer(
         del self.jobs[self._job(request.name, context).name]
         return training_pb2.DeleteJobResponse()
 
+    def ListBlocks(self, request, context):  # type: ignore[no-untyped-def]
+        self._enter("ListBlocks", request, context)
+        self._job(request.parent, context)
+        blocks = [
+            training_pb2.BlockStatus(
+                block=0,
+                state=training_pb2.BLOCK_STATE_TRAINING,
+                device="cpu",
+                worker=0,
+                progress=training_pb2.BlockProgress(block=0, step=10, samples_per_s=100, wait_s=0.25),
+                checkpoint_step=10,
+                checkpoint_time=TIME,
+            ),
+            training_pb2.BlockStatus(block=1, state=training_pb2.BLOCK_STATE_IDLE, device="cuda:1"),
+        ]
+        return training_pb2.ListBlocksResponse(blocks=blocks)
+
+    def GetJobMetrics(self, request, context):  # type: ignore[no-untyped-def]
+        self._enter("GetJobMetrics", request, context)
+        self._job(request.name, context)
+        reports = [training_pb2.BlockProgress(block=0, step=step, loss_nats=1.5) for step in (5, 10)]
+        series = training_pb2.BlockSeries(block=0, reports=reports)
+        return training_pb2.GetJobMetricsResponse(blocks=[series], evaluations=[evaluation("validation")])
+
     def WatchJob(self, request, context):  # type: ignore[no-untyped-def]
         self._enter("WatchJob", request, context)
         watched = self._job(request.name, context)

@@ -145,6 +145,22 @@ def test_labels_are_added_and_removed_and_what_came_in_between_is_not_overwritte
     assert main(["jobs", "update", "one", "--label", "run"]) == ExitCode.USAGE
 
 
+def test_blocks_and_metrics_are_tables_for_people_and_documents_for_programs(
+    canned: CannedServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["jobs", "blocks", "one"]) == main(["jobs", "metrics", "one", "--points", "7"]) == ExitCode.OK
+    out = capfd.readouterr().out
+    assert re.search(r"^0 +training +0 +cpu +10 +100 +0\.2 s +0\.0 s +10 at 20", out, re.MULTILINE)
+    assert re.search(r"^1 +idle +cuda:1", out, re.MULTILINE)
+    assert re.search(r"^0 +10 +1\.5000", out, re.MULTILINE)
+    assert "validation step 20: accuracy 0.9000" in out
+    assert canned.sent(training_pb2.GetJobMetricsRequest)[0].max_points == 7
+    assert main(["jobs", "blocks", "one", "-o", "json"]) == ExitCode.OK
+    assert [block["worker"] for block in json.loads(capfd.readouterr().out)] == [0, None]
+    assert main(["jobs", "metrics", "one", "-o", "json"]) == ExitCode.OK
+    assert json.loads(capfd.readouterr().out)["blocks"][0]["reports"][1]["step"] == 10
+
+
 def test_jobs_are_deleted_by_name(canned: CannedServer) -> None:
     canned.jobs["jobs/two"] = job("jobs/two")
     assert main(["jobs", "delete", "one", "jobs/two"]) == ExitCode.OK
