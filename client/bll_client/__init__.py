@@ -23,7 +23,10 @@ from bll_client._errors import (
     InvalidInput,
     InvalidSpec,
     NotFound,
+    PermissionDenied,
+    PlaintextToken,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
 )
 from bll_client._spec import parse_spec
@@ -114,13 +117,16 @@ __all__ = [
     "Model",
     "ModelVersion",
     "NotFound",
+    "PermissionDenied",
     "PlacedWorker",
+    "PlaintextToken",
     "Prediction",
     "ResourceExhausted",
     "RolledBack",
     "Scores",
     "StateChange",
     "TensorSpec",
+    "Unauthenticated",
     "Unavailable",
     "parse_spec",
 ]

@@ -22,6 +22,7 @@ from bll_client._channel import (
     DEFAULT_TIMEOUT,
     DEFAULT_UPLOAD_TIMEOUT,
     TLS,
+    metadata,
     open_aio_channel,
 )
 from bll_client._download import Download
@@ -59,13 +60,16 @@ class AsyncClient:
         target: str = DEFAULT_TARGET,
         *,
         tls: TLS | None = None,
+        token: str | None = None,
+        insecure: bool = False,
         timeout: timedelta = DEFAULT_TIMEOUT,
         reconnect: timedelta = DEFAULT_RECONNECT,
     ) -> None:
         """As `Client`; to be made inside the event loop."""
+        carried = metadata(target, tls, token, insecure)
         self._channel = open_aio_channel(target, tls)
         # The stubs' calls are typed as blocking ones; over this channel they return awaitables.
-        self._stubs: Any = Stubs(self._channel)
+        self._stubs: Any = Stubs(self._channel, carried)
         self._timeout_s = timeout.total_seconds()
         self._reconnect = reconnect
 

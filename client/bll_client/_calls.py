@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
 from uuid import uuid4
 
 import grpc
@@ -27,10 +28,27 @@ Response = TypeVar("Response")
 Result = TypeVar("Result")
 
 
+Metadata = tuple[tuple[str, str], ...]
+
+
+class _Carrying:
+    """A channel whose calls all carry the same metadata: an interceptor would change what the calls return."""
+
+    def __init__(self, channel: grpc.Channel | grpc.aio.Channel, metadata: Metadata) -> None:
+        self._channel = channel
+        self._metadata = metadata
+
+    def __getattr__(self, kind: str) -> Callable[..., Any]:
+        make = getattr(self._channel, kind)
+        return lambda *arguments, **more: partial(make(*arguments, **more), metadata=self._metadata)
+
+
 class Stubs:
     """The generated stubs over one channel. Over an aio channel, their calls have to be awaited."""
 
-    def __init__(self, channel: grpc.Channel | grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.Channel | grpc.aio.Channel, metadata: Metadata) -> None:
+        """Every call carries the `metadata`."""
+        channel = cast(grpc.Channel, _Carrying(channel, metadata))
         self.training = TrainingServiceStub(channel)
         self.models = ModelServiceStub(channel)
         self.inference = InferenceServiceStub(channel)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import timedelta
+from ipaddress import ip_address
 from os import PathLike
 from pathlib import Path
 
 import grpc
+
+from bll_client._errors import PlaintextToken
 
 DEFAULT_TARGET = "127.0.0.1:8470"
 DEFAULT_TIMEOUT = timedelta(seconds=30)
@@ -85,6 +88,25 @@ class TLS:
     def options(self) -> tuple[tuple[str, str], ...]:
         """Of the channel, beside `OPTIONS`."""
         return (("grpc.ssl_target_name_override", self.server_name),) if self.server_name else ()
+
+
+def metadata(target: str, tls: TLS | None, token: str | None, insecure: bool) -> tuple[tuple[str, str], ...]:
+    """What every call carries: the token, unless others could read it on its way. Raises PlaintextToken, ValueError."""
+    if token is None:
+        return ()
+    if not (token.isascii() and token.isprintable() and token.strip() == token != ""):
+        raise ValueError("a token must be printable ASCII without spaces round it")
+    if not (tls or insecure or _is_loopback(target)):
+        raise PlaintextToken(f"a token must not be sent to {target} without TLS, unless insecure=True accepts that")
+    return (("authorization", f"Bearer {token}"),)
+
+
+def _is_loopback(target: str) -> bool:
+    host = target.removeprefix("ipv4:").removeprefix("ipv6:").removeprefix("dns:").lstrip("/").rpartition(":")[0]
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return target.startswith("unix:")
 
 
 def open_channel(target: str, tls: TLS | None) -> grpc.Channel:

@@ -21,6 +21,7 @@ from bll_client._channel import (
     DEFAULT_TIMEOUT,
     DEFAULT_UPLOAD_TIMEOUT,
     TLS,
+    metadata,
     open_channel,
 )
 from bll_client._download import Download
@@ -59,16 +60,21 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         tls: TLS | None = None,
+        token: str | None = None,
+        insecure: bool = False,
         timeout: timedelta = DEFAULT_TIMEOUT,
         reconnect: timedelta = DEFAULT_RECONNECT,
     ) -> None:
         """Connects when the first call is made, in plain text unless `tls` says how to encrypt.
 
         `target` is `host:port`, `timeout` the deadline of every call that has one answer (its retries included), and
-        `reconnect` how long a watcher tries to get back to a server that has gone.
+        `reconnect` how long a watcher tries to get back to a server that has gone. The `token` goes with every call;
+        without `tls` it is sent to this machine alone, unless `insecure` accepts that others may read it.
+        Raises PlaintextToken.
         """
+        carried = metadata(target, tls, token, insecure)
         self._channel = open_channel(target, tls)
-        self._stubs = Stubs(self._channel)
+        self._stubs = Stubs(self._channel, carried)
         self._timeout_s = timeout.total_seconds()
         self._reconnect = reconnect
 

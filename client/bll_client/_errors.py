@@ -3,8 +3,11 @@
 ClientError
 ├── InvalidSpec              a job spec does not fit; found before anything was sent
 ├── InvalidInput             an array has a dtype that cannot be sent
+├── PlaintextToken           a token would have been sent where others can read it
 ├── DamagedDownload          what arrived is not the file that the server announced
 └── CallError                the server refused a call, or no answer came
+    ├── Unauthenticated      no token was sent, or it is wrong, expired or revoked
+    ├── PermissionDenied     the token's role does not allow the call; the message names the one that does
     ├── InvalidArgument      a field breaks its rule; `violations` names each
     ├── NotFound             no job, model or version has that name
     ├── AlreadyExists        the job id is taken, or the request id came again with another body
@@ -62,6 +65,10 @@ class DamagedDownload(ClientError):
     """A downloaded file has a bad name, length or digest; nothing of it was kept."""
 
 
+class PlaintextToken(ClientError):
+    """A token was given for a connection without TLS to another machine."""
+
+
 class CallError(ClientError):
     """The server refused a call, or no answer came."""
 
@@ -93,6 +100,14 @@ class _Details(TypedDict):
     reason: str
     violations: list[FieldViolation]
     retry_delay: timedelta | None
+
+
+class Unauthenticated(CallError, status=grpc.StatusCode.UNAUTHENTICATED):
+    """No token was sent, or it is wrong, has expired or was revoked."""
+
+
+class PermissionDenied(CallError, status=grpc.StatusCode.PERMISSION_DENIED):
+    """The token's role does not allow the call; the message names the one that does."""
 
 
 class InvalidArgument(CallError, status=grpc.StatusCode.INVALID_ARGUMENT):

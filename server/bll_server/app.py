@@ -26,6 +26,8 @@ from bll_proto.v1 import (
     training_pb2,
     training_pb2_grpc,
 )
+from bll_server.auth.gate import Gate
+from bll_server.auth.tokens import TOKENS, Tokens
 from bll_server.datasets.store import Datasets, Quota
 from bll_server.datasets.validator import Limits
 from bll_server.errors import ModelNotReady
@@ -124,13 +126,14 @@ class Server:
             uploads = ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload")
             stack.callback(uploads.shutdown, wait=False)
             pools = {WATCH: watchers, UPLOAD: uploads} | dict.fromkeys(SLOW, slow)
-            self._grpc = _grpc_server(settings, Boundary(metrics, pools))
+            gate = Gate(Tokens(data_dir / TOKENS), store.owner, always=settings.open_to_others)
+            self._grpc = _grpc_server(settings, Boundary(metrics, gate, pools))
             uploaded = data_dir / "datasets" / stored.FOLDER
             datasets = Datasets(uploaded, _quota(settings), _LIMITS, store.learning_from)
             stack.callback(datasets.close)
             planner = Planner(data_dir / "datasets")
             stack.callback(planner.close)
-            training = TrainingServicer(store, planner, self._scheduler)
+            training = TrainingServicer(store, planner, self._scheduler, settings.max_owner_jobs)
             training_pb2_grpc.add_TrainingServiceServicer_to_server(training, self._grpc)
             models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(registry), self._grpc)
             datasets_pb2_grpc.add_DatasetServiceServicer_to_server(DatasetServicer(datasets), self._grpc)

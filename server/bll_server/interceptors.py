@@ -1,4 +1,4 @@
-"""What happens round every call: request id, metrics, and the translation of errors, where nobody can forget it."""
+"""What happens round every call, where nobody can forget it: request id, metrics, the gate, and what errors become."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,6 +16,8 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from bll.errors import Violation
+from bll_server.auth.caller import Caller, acting_for
+from bll_server.auth.gate import Gate
 from bll_server.errors import InvalidRequest, ServerError
 from bll_server.logs import bound
 from bll_server.metrics import Metrics
@@ -34,9 +35,10 @@ class Boundary(grpc.ServerInterceptor):
     metadata carry it.
     """
 
-    def __init__(self, metrics: Metrics, pools: Mapping[str, ThreadPoolExecutor]) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate, pools: Mapping[str, ThreadPoolExecutor]) -> None:
         """`pools` are the threads of those methods, by path, that would keep the others waiting."""
         self._metrics = metrics
+        self._gate = gate
         self._pools = pools
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -57,32 +59,40 @@ class Boundary(grpc.ServerInterceptor):
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
         kind, behavior = next((k, b) for k in kinds if (b := getattr(handler, k)))
         if getattr(behavior, "experimental_non_blocking", False):
-            return handler  # health's Watch: it holds no thread, and answers through a callback
+            return handler  # health's Watch, which is open to all: it holds no thread, and answers through a callback
         service, _, name = method.removeprefix("/").partition("/")
         labels = (kind, service, name)
 
-        def deserialize(data: bytes) -> Any:
-            try:
-                return handler.request_deserializer(data) if handler.request_deserializer else data
-            except DecodeError as error:
-                return _Malformed(str(error))  # raised here, grpc would call it a fault of the server
+        parse = handler.request_deserializer or bytes
+        gate = self._gate
 
-        def read(request: Any) -> Any:
-            return map(_sound, request) if handler.request_streaming else _sound(request)
+        def admit(data: Any, context: grpc.ServicerContext) -> tuple[Caller, Any]:
+            """Who calls, and the message, which is not looked at for a stranger."""
+            who = gate.admit(method, context.invocation_metadata())
+            if handler.request_streaming:
+                return who, (_checked(gate, who, _parsed(parse, part)) for part in data)
+            message = _parsed(parse, data)
+            gate.check_owner(who, message)
+            return who, message
 
-        def unary(request: Any, context: grpc.ServicerContext) -> Any:
+        def unary(data: Any, context: grpc.ServicerContext) -> Any:
             with self._call(labels, context):
-                return behavior(read(request), context)
+                who, message = admit(data, context)
+                with acting_for(who):
+                    return behavior(message, context)
 
-        def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        def stream(data: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with self._call(labels, context):
-                yield from behavior(read(request), context)
+                who, message = admit(data, context)
+                with acting_for(who):
+                    for answer in behavior(message, context):
+                        yield _checked(gate, who, answer)
 
         wrapper: Any = stream if handler.response_streaming else unary
         if method in self._pools:
             wrapper.experimental_thread_pool = self._pools[method]  # grpc looks for it there
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make(wrapper, deserialize, handler.response_serializer)
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(wrapper, None, handler.response_serializer)
         return wrapped
 
     @contextmanager
@@ -117,17 +127,18 @@ class Boundary(grpc.ServerInterceptor):
         context.abort(status.code, status.details)
 
 
-@dataclass(frozen=True)
-class _Malformed:
-    """Stands for a request whose bytes are not the message that the method takes."""
+def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    """The message in `data`. Left to grpc, what cannot be parsed would be called a fault of the server."""
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise InvalidRequest(Violation("request", f"must be the message that this method takes: {error}")) from error
 
-    reason: str
 
-
-def _sound(request: Any) -> Any:
-    if isinstance(request, _Malformed):
-        raise InvalidRequest(Violation("request", f"must be the message that this method takes: {request.reason}"))
-    return request
+def _checked(gate: Gate, who: Caller, message: Any) -> Any:
+    """`message` of a stream, whose caller's token may have been revoked since it began."""
+    gate.check_still(who)
+    return message
 
 
 def _code(context: grpc.ServicerContext) -> grpc.StatusCode | None:

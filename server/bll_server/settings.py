@@ -34,10 +34,13 @@ class Settings(BaseSettings):
     tls_client_ca: Path | None = Field(
         default=None, description="PEM file of the CA whose certificates clients must show (mTLS)."
     )
-    insecure: bool = Field(default=False, description="Serve beyond this machine without TLS.")
+    insecure: bool = Field(default=False, description="Serve beyond this machine without TLS, or without tokens.")
     data_dir: Path = Field(
         default=Path(".bll"),
         description="Folder of jobs, models, data sets and the job database; one server at a time.",
+    )
+    max_owner_jobs: int = Field(
+        default=100, ge=1, le=100_000, description="Jobs of one owner of tokens that are not over."
     )
     max_jobs: int = Field(default=1, ge=1, le=64, description="Jobs that train at the same time.")
     max_message_mb: int = Field(default=64, ge=1, le=1024, description="Largest request or answer, in MiB.")
@@ -66,6 +69,11 @@ class Settings(BaseSettings):
         """Raises pydantic's ValidationError, and SystemExit for an unknown flag or for --help."""
         return cls(_cli_parse_args=argv, _cli_prog_name="bll serve")  # type: ignore[call-arg]  # of BaseSettings
 
+    @property
+    def open_to_others(self) -> bool:
+        """More than this machine can reach the server, and nobody has said that this is meant: tokens are a must."""
+        return not (self.insecure or _is_loopback(self.host))
+
     @model_validator(mode="after")
     def _whole_tls(self) -> Settings:
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -76,7 +84,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _only_loopback_without_tls(self) -> Settings:
-        if not (self.insecure or self.tls_cert or _is_loopback(self.host)):
+        if self.open_to_others and not self.tls_cert:
             raise ValueError(f"host must be loopback unless TLS is on or --insecure is given, got {self.host!r}")
         return self
 

@@ -3,6 +3,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,6 +13,8 @@ from grpc_status import rpc_status
 
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 from bll_server import logs
+from bll_server.auth.gate import Gate
+from bll_server.auth.tokens import Tokens
 from bll_server.errors import NotFound
 from bll_server.interceptors import Boundary
 from bll_server.metrics import Metrics
@@ -42,8 +45,13 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def channel(metrics: Metrics) -> Iterator[grpc.Channel]:
-    server = grpc.server(ThreadPoolExecutor(2), interceptors=[Boundary(metrics, {})])
+def gate(tmp_path: Path) -> Gate:
+    return Gate(Tokens(tmp_path), lambda job_id: "", always=False)
+
+
+@pytest.fixture
+def channel(metrics: Metrics, gate: Gate) -> Iterator[grpc.Channel]:
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[Boundary(metrics, gate, {})])
     training_pb2_grpc.add_TrainingServiceServicer_to_server(Servicer(), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -125,9 +133,9 @@ def test_an_error_in_the_middle_of_a_stream_ends_it_with_its_status(channel: grp
 
 
 def test_a_caller_who_leaves_is_counted_as_cancelled_and_is_no_fault(
-    metrics: Metrics, caplog: pytest.LogCaptureFixture
+    metrics: Metrics, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    boundary, left = Boundary(metrics, {}), threading.Event()
+    boundary, left = Boundary(metrics, gate, {}), threading.Event()
 
     def talk(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         context.add_callback(left.set)

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 
 from bll_client.cli.exits import ExitCode
 
-EXTRAS = {"plan": "train", "serve": "serve"}
+EXTRAS = {"plan": "train", "serve": "serve", "token": "serve"}
 """Subcommands that come with an extra, and its name: known here to say what is missing."""
 
 

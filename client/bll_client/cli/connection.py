@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,18 @@ import typer
 from bll_client import TLS, Client
 from bll_client._channel import DEFAULT_TARGET
 
-_tls: ContextVar[TLS | None] = ContextVar("TLS of this command line", default=None)
+
+@dataclass(frozen=True)
+class Connection:
+    """How this command line connects."""
+
+    tls: TLS | None = None
+    token: str | None = None
+    insecure: bool = False
+    token_file: Path | None = None
+
+
+_connection: ContextVar[Connection] = ContextVar("connection", default=Connection())  # noqa: B039 - it is frozen
 
 PemFile = Path | None
 
@@ -30,25 +43,41 @@ def options(
         str | None,
         typer.Option(envvar="BLL_SERVER_NAME", help="The name in the server's certificate, if not its host."),
     ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="BLL_TOKEN_FILE", help="The file that holds our token, alone.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Send the token to another machine although nothing encrypts it.")
+    ] = False,
 ) -> None:
     """Train networks block by block on a bll server, and predict with an uncertainty for every sample."""
     if not (tls or ca) and (cert or key or server_name):
         raise typer.BadParameter("--cert, --key and --server-name need --ca or --tls")
     try:
-        _tls.set(TLS(ca, cert, key, server_name) if tls or ca else None)
+        encryption = TLS(ca, cert, key, server_name) if tls or ca else None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    # Never a flag: a command line is for every process of the machine to read.
+    token = token_file.read_text().strip() if token_file else os.environ.get("BLL_TOKEN")
+    _connection.set(Connection(encryption, token, insecure, token_file))
 
 
 def connect(server: str) -> Client:
     """A client with the options of this command line."""
-    return Client(server, tls=_tls.get())
+    connection = _connection.get()
+    try:
+        return Client(server, tls=connection.tls, token=connection.token, insecure=connection.insecure)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def again(name: str, server: str) -> str:
     """The command line that goes on watching the job."""
-    tls = _tls.get()
+    connection = _connection.get()
+    tls = connection.tls
     words = ["bll"]
+    words += ["--token-file", str(connection.token_file)] if connection.token_file else []
+    words += ["--insecure"] if connection.insecure else []
     if tls:
         words += [] if tls.ca else ["--tls"]
         given = {"--ca": tls.ca, "--cert": tls.cert, "--key": tls.key, "--server-name": tls.server_name}

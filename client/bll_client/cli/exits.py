@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from bll_client import DeadlineExceeded, InvalidArgument, InvalidInput, InvalidSpec, NotFound, Unavailable
+from bll_client import (
+    DeadlineExceeded,
+    InvalidArgument,
+    InvalidInput,
+    InvalidSpec,
+    NotFound,
+    PlaintextToken,
+    Unavailable,
+)
 
 
 class ExitCode(IntEnum):
@@ -30,6 +38,7 @@ class ExitCode(IntEnum):
 _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (InvalidSpec, ExitCode.USAGE),
     (InvalidInput, ExitCode.USAGE),
+    (PlaintextToken, ExitCode.USAGE),
     (InvalidArgument, ExitCode.USAGE),
     (NotFound, ExitCode.NOT_FOUND),
     (Unavailable, ExitCode.UNREACHABLE),

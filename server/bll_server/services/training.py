@@ -14,6 +14,7 @@ import grpc
 from bll.errors import Violation
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 from bll_server import convert
+from bll_server.auth.caller import caller
 from bll_server.errors import InvalidRequest
 from bll_server.jobs.history import History
 from bll_server.jobs.listing import Listing
@@ -31,10 +32,11 @@ _DEFAULT_POINTS, _MOST_POINTS = 200, 10_000
 class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     """See `training.proto`."""
 
-    def __init__(self, store: Store, planner: Planner, scheduler: Scheduler) -> None:
+    def __init__(self, store: Store, planner: Planner, scheduler: Scheduler, max_owner_jobs: int) -> None:
         self._store = store
         self._planner = planner
         self._scheduler = scheduler
+        self._max_owner_jobs = max_owner_jobs
 
     def CreateJob(
         self, request: training_pb2.CreateJobRequest, context: grpc.ServicerContext
@@ -42,7 +44,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         self._scheduler.check_open()
         _check_create(request)
         digest = _digest(request)
-        if request.request_id and (earlier := self._store.replayed(request.request_id, digest)):
+        if request.request_id and (earlier := self._store.replayed(request.request_id, digest, caller().owner)):
             return training_pb2.CreateJobResponse(job=convert.job_message(earlier))
         spec, metadata = request.job.spec, convert.metadata(request.job)
         plan = self._planner.plan(convert.config_from_spec(spec))
@@ -54,6 +56,8 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
             spec.SerializeToString(),
             plan,
             metadata=metadata,
+            owner=caller().owner,
+            most_unfinished=self._max_owner_jobs,
             request_id=request.request_id,
             request_digest=digest,
         )
@@ -70,7 +74,8 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
             rule = f"must be between 0 and {_LARGEST_PAGE}, got {request.page_size}"
             raise InvalidRequest(Violation("page_size", rule))
         listing = Listing(request.filter, request.order_by)
-        jobs, following = self._store.page(request.page_size or _DEFAULT_PAGE, request.page_token, listing=listing)
+        size = request.page_size or _DEFAULT_PAGE
+        jobs, following = self._store.page(size, request.page_token, caller().sees_only, listing=listing)
         return training_pb2.ListJobsResponse(jobs=map(convert.summary_message, jobs), next_page_token=following)
 
     def CancelJob(

@@ -1,0 +1,66 @@
+"""What a call has to pass before the server reads its message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bll_server.auth.caller import ANYBODY, Caller
+from bll_server.auth.roles import METHODS, UNLISTED
+from bll_server.auth.tokens import Tokens
+from bll_server.errors import NotFound, PermissionDenied, Unauthenticated
+
+_SCHEME = "bearer "
+
+
+class Gate:
+    """The rules of one server."""
+
+    def __init__(self, tokens: Tokens, owner_of: Callable[[str], str], *, always: bool) -> None:
+        """Tokens are asked for `always`, or as soon as there is one. `owner_of` a job's id raises NotFound."""
+        self._tokens = tokens
+        self._owner_of = owner_of
+        self._always = always
+
+    def admit(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+        """Who calls the method of that path. Raises Unauthenticated, PermissionDenied."""
+        least = METHODS.get(method, UNLISTED).least
+        if least is None or not (self._always or self._tokens.any()):
+            return ANYBODY
+        token = self._tokens.authenticate(_bearer(metadata))
+        if token.role < least:
+            name = method.rpartition("/")[2]
+            raise PermissionDenied(f"{name} needs a token of role {least} or higher, got one of role {token.role}")
+        return Caller(token.owner, token.role, token.token_id)
+
+    def check_owner(self, caller: Caller, message: Any) -> None:
+        """Raises NotFound for a job that is another's: not even its existence is told."""
+        owner = caller.sees_only
+        resource = resource_of(message)
+        if owner is None or not resource.startswith("jobs/"):
+            return
+        job_id = resource.split("/")[1]
+        if self._owner_of(job_id) != owner:
+            raise NotFound(f"no job is named 'jobs/{job_id}'")
+
+    def check_still(self, caller: Caller) -> None:
+        """In the middle of a stream: raises Unauthenticated if the token was revoked or has expired since."""
+        if caller.token_id:
+            self._tokens.check(caller.token_id)
+
+
+def resource_of(message: Any) -> str:
+    """The name of the resource that a request or an answer is about, or ""."""
+    parts = (message, *(getattr(message, part, None) for part in ("job", "dataset", "model")))
+    names = (getattr(part, field, "") for part in parts for field in ("name", "parent"))
+    return next((name for name in names if isinstance(name, str) and name), "")
+
+
+def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    given = [value for key, value in metadata if key == "authorization"]
+    if len(given) != 1:
+        raise Unauthenticated("the call must carry one token, as metadata `authorization: Bearer TOKEN`")
+    (value,) = given
+    if not isinstance(value, str) or not value.lower().startswith(_SCHEME):
+        raise Unauthenticated("the authorization must be `Bearer TOKEN`")
+    return value[len(_SCHEME) :].strip()
