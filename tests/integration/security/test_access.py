@@ -123,7 +123,7 @@ def test_every_method_about_a_job_hides_it_from_other_trainers(bench: Bench, ann
     with grpc.insecure_channel(bench.server.address) as channel:
         for name, method in named.items():
             message = GetMessageClass(method.input_type)()
-            resource = getattr(message, "job", message)
+            resource: Any = getattr(message, "job", message)
             resource.name = anns
             data, path = message.SerializeToString(), f"/{TRAINING.full_name}/{name}"
             assert ended(channel, path, bench.handlers[path], data, bobs) is grpc.StatusCode.NOT_FOUND, name
