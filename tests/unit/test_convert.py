@@ -323,5 +323,5 @@ def test_who_runs_which_blocks_reaches_the_client(tmp_path: Path) -> None:
 def test_every_enum_of_the_config_is_compared() -> None:
     enums = [v for v in vars(choices).values() if isinstance(v, type) and issubclass(v, StrEnum)]
     assert len([e for e in enums if e is not StrEnum]) == len(
-        [e for e in training_pb2.DESCRIPTOR.enum_types_by_name if e not in ("JobState", "AlarmSignature")]
+        [e for e in training_pb2.DESCRIPTOR.enum_types_by_name if e not in ("JobState", "BlockState", "AlarmSignature")]
     )
