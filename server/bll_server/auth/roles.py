@@ -45,6 +45,8 @@ METHODS: dict[str, Access] = {
             "GetJob": _VIEW,
             "ListJobs": _VIEW,
             "WatchJob": _VIEW,
+            "ListBlocks": _VIEW,
+            "GetJobMetrics": _VIEW,
             "UpdateJob": _TRAIN,
             "CancelJob": _TRAIN,
             "PauseJob": _TRAIN,

@@ -124,7 +124,7 @@ def test_every_method_about_a_job_hides_it_from_other_trainers(bench: Bench, ann
         for name, method in named.items():
             message = GetMessageClass(method.input_type)()
             resource: Any = getattr(message, "job", message)
-            resource.name = anns
+            setattr(resource, "name" if hasattr(resource, "name") else "parent", anns)
             data, path = message.SerializeToString(), f"/{TRAINING.full_name}/{name}"
             assert ended(channel, path, bench.handlers[path], data, bobs) is grpc.StatusCode.NOT_FOUND, name
             if not METHODS[path].change:
