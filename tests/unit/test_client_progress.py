@@ -44,6 +44,11 @@ JOB = Job(
     start_time=None,
     end_time=None,
     last_event=1,
+    display_name="",
+    labels={},
+    priority=0,
+    etag="",
+    queue_position=0,
 )
 
 

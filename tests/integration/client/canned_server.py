@@ -127,19 +127,19 @@ class CannedServer(
         return found
 
     def CancelJob(self, request, context):  # type: ignore[no-untyped-def]
-        found = self._change("CancelJob", request, context, State.JOB_STATE_CANCELLED)
+        found = self._change("CancelJob", request, context, State.JOB_STATE_CANCELLED)  # type: ignore[no-untyped-call]
         return training_pb2.CancelJobResponse(job=found)
 
     def PauseJob(self, request, context):  # type: ignore[no-untyped-def]
-        found = self._change("PauseJob", request, context, State.JOB_STATE_PAUSED)
+        found = self._change("PauseJob", request, context, State.JOB_STATE_PAUSED)  # type: ignore[no-untyped-call]
         return training_pb2.PauseJobResponse(job=found)
 
     def ResumeJob(self, request, context):  # type: ignore[no-untyped-def]
-        found = self._change("ResumeJob", request, context, State.JOB_STATE_QUEUED)
+        found = self._change("ResumeJob", request, context, State.JOB_STATE_QUEUED)  # type: ignore[no-untyped-call]
         return training_pb2.ResumeJobResponse(job=found)
 
     def RetryJob(self, request, context):  # type: ignore[no-untyped-def]
-        found = self._change("RetryJob", request, context, State.JOB_STATE_QUEUED)
+        found = self._change("RetryJob", request, context, State.JOB_STATE_QUEUED)  # type: ignore[no-untyped-call]
         return training_pb2.RetryJobResponse(job=found)
 
     def UpdateJob(self, request, context):  # type: ignore[no-untyped-def]
