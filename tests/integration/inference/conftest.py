@@ -11,6 +11,8 @@ import pytest
 from bll.manifest import Manifest
 from bll_proto.v1.inference_pb2_grpc import InferenceServiceStub, add_InferenceServiceServicer_to_server
 from bll_proto.v1.models_pb2_grpc import ModelServiceStub, add_ModelServiceServicer_to_server
+from bll_server.auth.gate import Gate
+from bll_server.auth.tokens import Tokens
 from bll_server.interceptors import Boundary
 from bll_server.metrics import Metrics
 from bll_server.models.registry import Registry
@@ -44,9 +46,10 @@ def served(export_model: Callable[..., Manifest], tmp_path_factory: pytest.TempP
     registry.publish("tiny", root / "staging", "jobs/tiny")
     metrics = Metrics()
     sessions = Sessions(registry, metrics, max_rows=64)
+    gate = Gate(Tokens(root), lambda _job: "", always=False)
     # One thread, so that a test can keep it busy.
     server = grpc.server(
-        ThreadPoolExecutor(1), interceptors=[Boundary(metrics, {})], options=[("grpc.so_reuseport", 0)]
+        ThreadPoolExecutor(1), interceptors=[Boundary(metrics, gate, {})], options=[("grpc.so_reuseport", 0)]
     )
     add_InferenceServiceServicer_to_server(InferenceServicer(sessions), server)
     add_ModelServiceServicer_to_server(ModelServicer(registry), server)
