@@ -36,11 +36,12 @@ from bll_client._types import (
     Job,
     JobEvent,
     JobMetrics,
+    LogChunk,
     Model,
     Prediction,
 )
 from bll_client._upload import Outgoing, Progress, poll_delays
-from bll_client._watch import Watch
+from bll_client._watch import Tail, Watch
 from bll_proto.v1.datasets_pb2 import Upload
 from bll_proto.v1.models_pb2 import DownloadModelRequest
 from bll_proto.v1.training_pb2 import JobSpec
@@ -202,6 +203,30 @@ class Client:
                 return
             except grpc.RpcError as error:
                 delay_s = watch.delay_s(error)
+            finally:
+                stream.cancel()
+            time.sleep(delay_s)
+
+    def tail_logs(
+        self, name: str, offset: int = 0, *, follow: bool = False, timeout: timedelta | None = None
+    ) -> Iterator[LogChunk]:
+        """What the job's training process has written, after the first `offset` bytes.
+
+        Ends at the end of what there is; with `follow`, when the job is over. A lost connection is taken up again where
+        it broke, as in `watch_job`. Raises NotFound, InvalidArgument for an `offset` beyond the log, Unavailable, and
+        DeadlineExceeded after `timeout`.
+        """
+        tail = Tail(name, offset, follow, self._reconnect, timeout)
+        while True:
+            stream = self._stubs.training.TailLogs(tail.log_request(), timeout=tail.deadline_s())
+            try:
+                for response in stream:
+                    chunk = tail.accept_log(response)
+                    if chunk is not None:
+                        yield chunk
+                return
+            except grpc.RpcError as error:
+                delay_s = tail.delay_s(error)
             finally:
                 stream.cancel()
             time.sleep(delay_s)

@@ -370,6 +370,16 @@ class JobMetrics:
 
 
 @dataclass(frozen=True)
+class LogChunk:
+    """Part of a job's log."""
+
+    data: bytes
+    """May break a line or a character."""
+    next_offset: int
+    """Bytes of the log up to the end of `data`: where to go on."""
+
+
+@dataclass(frozen=True)
 class JobProgress:
     """How far a job has come."""
 

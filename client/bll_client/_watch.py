@@ -1,4 +1,4 @@
-"""Watching a job across lost connections: what to ask next, and when. The clients do the waiting and the calling."""
+"""Watching a job or its log across lost connections: what to ask next, and when. The clients wait and call."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bll_client._calls import job_name
 from bll_client._channel import WATCH_TIMEOUT
 from bll_client._convert import read
 from bll_client._errors import DeadlineExceeded, call_error
-from bll_client._types import JobEvent
-from bll_proto.v1.training_pb2 import WatchJobRequest, WatchJobResponse
+from bll_client._types import JobEvent, LogChunk
+from bll_proto.v1.training_pb2 import TailLogsRequest, TailLogsResponse, WatchJobRequest, WatchJobResponse
 
 FIRST_DELAY_S = 0.2
 MAX_DELAY_S = 5.0
@@ -45,11 +45,14 @@ class Watch:
 
     def accept(self, response: WatchJobResponse) -> JobEvent | None:
         """The event in `response`; None for a keep-alive."""
-        self._heard, self._lost_at, self._delay_s = True, None, FIRST_DELAY_S
+        self._hear()
         if not response.HasField("event"):
             return None
         self._after_event = response.event.number
         return read(JobEvent, response.event)
+
+    def _hear(self) -> None:
+        self._heard, self._lost_at, self._delay_s = True, None, FIRST_DELAY_S
 
     def delay_s(self, error: grpc.RpcError) -> float:
         """How long to wait before the next stream.
@@ -75,3 +78,23 @@ class Watch:
         self._delay_s = min(2 * self._delay_s, MAX_DELAY_S)
         left_s = self._lost_at + self._reconnect_s - now
         return min(delay_s, left_s, self.deadline_s())
+
+
+class Tail(Watch):
+    """One reader's place in a job's log."""
+
+    def __init__(self, name: str, offset: int, follow: bool, reconnect: timedelta, timeout: timedelta | None) -> None:
+        super().__init__(name, 0, reconnect, timeout)
+        self._offset = offset
+        self._follow = follow
+
+    def log_request(self) -> TailLogsRequest:
+        """Asks for the log after the last byte seen."""
+        self._heard = False
+        return TailLogsRequest(name=self._name, offset=self._offset, follow=self._follow)
+
+    def accept_log(self, response: TailLogsResponse) -> LogChunk | None:
+        """The piece in `response`; None for a keep-alive."""
+        self._hear()
+        self._offset = response.next_offset
+        return read(LogChunk, response) if response.data else None

@@ -60,7 +60,7 @@ SERVICES = (
     "grpc.health.v1.Health",
 )
 
-WATCH = f"/{SERVICES[0]}/WatchJob"
+WATCH = (f"/{SERVICES[0]}/WatchJob", f"/{SERVICES[0]}/TailLogs")
 
 SLOW = (f"/{SERVICES[1]}/DownloadModel", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
 """Streams that a slow reader can hold for as long as it likes: predictions must not wait for their threads."""
@@ -125,7 +125,7 @@ class Server:
             stack.callback(slow.shutdown, wait=False)
             uploads = ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload")
             stack.callback(uploads.shutdown, wait=False)
-            pools = {WATCH: watchers, UPLOAD: uploads} | dict.fromkeys(SLOW, slow)
+            pools = {UPLOAD: uploads} | dict.fromkeys(WATCH, watchers) | dict.fromkeys(SLOW, slow)
             gate = Gate(Tokens(data_dir / TOKENS), store.owner, always=settings.open_to_others)
             self._grpc = _grpc_server(settings, Boundary(metrics, gate, pools))
             uploaded = data_dir / "datasets" / stored.FOLDER

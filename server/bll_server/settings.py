@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     max_jobs: int = Field(default=1, ge=1, le=64, description="Jobs that train at the same time.")
     max_message_mb: int = Field(default=64, ge=1, le=1024, description="Largest request or answer, in MiB.")
     max_watchers: int = Field(
-        default=256, ge=1, le=4096, description="WatchJob streams that are open at the same time."
+        default=256, ge=1, le=4096, description="WatchJob and TailLogs streams that are open at the same time."
     )
     max_dataset_mb: int = Field(default=1024, ge=1, le=2**20, description="Largest file of one data set, in MiB.")
     max_datasets_mb: int = Field(default=10240, ge=1, le=2**24, description="All uploaded data sets together, in MiB.")

@@ -484,6 +484,24 @@ def test_a_watcher_sees_every_event_up_to_the_final_one(bench: Bench) -> None:
     assert list(bench.scheduler.watch("wait-1", 10**6, lambda: False)) == []
 
 
+def test_a_log_is_followed_until_the_job_is_over(bench: Bench) -> None:
+    bench.submit("wait-1")
+    bench.training("wait-1")
+    log = bench.folder / "jobs" / "wait-1" / "log.txt"
+    log.write_bytes(b"one\n")
+    assert list(bench.scheduler.tail("wait-1", 1, False, lambda: False)) == [b"ne\n"]
+    reader = bench.scheduler.tail("wait-1", 0, True, lambda: False)
+    assert next(reader) == b"one\n"
+    with log.open("ab") as file:
+        file.write(b"two\n")
+    assert next(reader) == b"two\n"
+    bench.scheduler.cancel("wait-1")
+    assert list(reader) == []
+    assert bench.store.get("wait-1").state is State.CANCELLED
+    with pytest.raises(NotFound):
+        next(bench.scheduler.tail("none", 0, True, lambda: False))
+
+
 def test_too_many_watchers_are_refused_and_those_who_leave_make_room(tmp_path: Path) -> None:
     bench = make(tmp_path, max_watchers=1)
     bench.scheduler.start()

@@ -224,6 +224,9 @@ BAD_REQUESTS: dict[str, Callable[[Stub], Any]] = {
     "max_points": lambda stub: stub.GetJobMetrics(
         training_pb2.GetJobMetricsRequest(name="jobs/abc", max_points=10_001), timeout=10
     ),
+    "offset": lambda stub: list(
+        stub.TailLogs(training_pb2.TailLogsRequest(name=create(stub).name, offset=10**9), timeout=60)
+    ),
     "page_size": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(page_size=-1), timeout=10),
     "filter": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(filter="status=RUNNING"), timeout=10),
     "order_by": lambda stub: stub.ListJobs(training_pb2.ListJobsRequest(order_by="state"), timeout=10),

@@ -28,6 +28,7 @@ MESSAGES: dict[str, Any] = {
     for message in module.DESCRIPTOR.message_types_by_name.values()
 } | {
     "Prediction": inference_pb2.PredictResponse.DESCRIPTOR,
+    "LogChunk": training_pb2.TailLogsResponse.DESCRIPTOR,
     "JobMetrics": training_pb2.GetJobMetricsResponse.DESCRIPTOR,
 }
 DATACLASSES = [kind for kind in vars(_types).values() if dataclasses.is_dataclass(kind)]

@@ -17,7 +17,7 @@ from bll_client.cli.connection import again, connect
 from bll_client.cli.exits import ExitCode, exit_code
 from bll_client.cli.files import UploadFormat, read_array, read_labels, read_spec
 from bll_client.cli.output import Format
-from bll_client.cli.watching import follow
+from bll_client.cli.watching import follow as follow_job
 
 EPILOG = "\n".join(
     [
@@ -106,7 +106,7 @@ def train(
             for warning in job.plan.warnings if job.plan else ():
                 print(f"warning: {warning}")
             print(f"{job.name}: {len(job.plan.blocks) if job.plan else 0} blocks", flush=True)
-        raise typer.Exit(follow(client, job, 0, output, again(job.name, server)))
+        raise typer.Exit(follow_job(client, job, 0, output, again(job.name, server)))
 
 
 @jobs.command("list")
@@ -144,7 +144,7 @@ def watch_job(
     """Watch one job until it is over; the exit code is its outcome. With -o json: JSON lines."""
     with connect(server) as client:
         found = client.get_job(job)
-        raise typer.Exit(follow(client, found, after, output, again(found.name, server)))
+        raise typer.Exit(follow_job(client, found, after, output, again(found.name, server)))
 
 
 @jobs.command("cancel")
@@ -194,6 +194,20 @@ def get_job_metrics(
     with connect(server) as client:
         found = client.get_job_metrics(job, max_points=points)
     show.show_metrics(found) if output is Format.TABLE else show.print_json(found)
+
+
+@jobs.command("logs")
+def tail_logs(
+    job: JobName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    offset: Annotated[int, typer.Option(min=0, help="Leave out so many bytes.")] = 0,
+    server: Server = DEFAULT_TARGET,
+) -> None:
+    """Print what the training process of one job has written."""
+    with connect(server) as client:
+        for chunk in client.tail_logs(job, offset, follow=follow):
+            sys.stdout.buffer.write(chunk.data)
+            sys.stdout.buffer.flush()
 
 
 @jobs.command("update")

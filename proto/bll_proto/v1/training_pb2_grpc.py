@@ -95,6 +95,11 @@ class TrainingServiceStub:
                 request_serializer=bll__proto_dot_v1_dot_training__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=bll__proto_dot_v1_dot_training__pb2.WatchJobResponse.FromString,
                 _registered_method=True)
+        self.TailLogs = channel.unary_stream(
+                '/bll.v1.TrainingService/TailLogs',
+                request_serializer=bll__proto_dot_v1_dot_training__pb2.TailLogsRequest.SerializeToString,
+                response_deserializer=bll__proto_dot_v1_dot_training__pb2.TailLogsResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer:
@@ -207,6 +212,16 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TailLogs(self, request, context):
+        """TailLogs streams what a job's training process has written, by byte. Reconnect with the last next_offset to go on
+        without loss or repetition.
+        Errors include: NOT_FOUND, INVALID_ARGUMENT (offset is beyond the log), RESOURCE_EXHAUSTED (too many watchers),
+        UNAVAILABLE (the server is draining).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -269,6 +284,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=bll__proto_dot_v1_dot_training__pb2.WatchJobRequest.FromString,
                     response_serializer=bll__proto_dot_v1_dot_training__pb2.WatchJobResponse.SerializeToString,
+            ),
+            'TailLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.TailLogs,
+                    request_deserializer=bll__proto_dot_v1_dot_training__pb2.TailLogsRequest.FromString,
+                    response_serializer=bll__proto_dot_v1_dot_training__pb2.TailLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -596,6 +616,33 @@ class TrainingService:
             '/bll.v1.TrainingService/WatchJob',
             bll__proto_dot_v1_dot_training__pb2.WatchJobRequest.SerializeToString,
             bll__proto_dot_v1_dot_training__pb2.WatchJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TailLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bll.v1.TrainingService/TailLogs',
+            bll__proto_dot_v1_dot_training__pb2.TailLogsRequest.SerializeToString,
+            bll__proto_dot_v1_dot_training__pb2.TailLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

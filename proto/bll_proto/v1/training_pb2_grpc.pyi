@@ -91,6 +91,12 @@ class TrainingServiceStub:
     Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
     UNAVAILABLE (the server is draining).
     """
+    TailLogs: _grpc.UnaryStreamMultiCallable[_training_pb2.TailLogsRequest, _training_pb2.TailLogsResponse]
+    """TailLogs streams what a job's training process has written, by byte. Reconnect with the last next_offset to go on
+    without loss or repetition.
+    Errors include: NOT_FOUND, INVALID_ARGUMENT (offset is beyond the log), RESOURCE_EXHAUSTED (too many watchers),
+    UNAVAILABLE (the server is draining).
+    """
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -153,6 +159,12 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
     makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
     Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
+    UNAVAILABLE (the server is draining).
+    """
+    TailLogs: _aio.UnaryStreamMultiCallable[_training_pb2.TailLogsRequest, _training_pb2.TailLogsResponse]  # type: ignore[assignment]
+    """TailLogs streams what a job's training process has written, by byte. Reconnect with the last next_offset to go on
+    without loss or repetition.
+    Errors include: NOT_FOUND, INVALID_ARGUMENT (offset is beyond the log), RESOURCE_EXHAUSTED (too many watchers),
     UNAVAILABLE (the server is draining).
     """
 
@@ -286,6 +298,18 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
         makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
         Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
+        UNAVAILABLE (the server is draining).
+        """
+
+    @_abc_1.abstractmethod
+    def TailLogs(
+        self,
+        request: _training_pb2.TailLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_pb2.TailLogsResponse], _abc.AsyncIterator[_training_pb2.TailLogsResponse]]:
+        """TailLogs streams what a job's training process has written, by byte. Reconnect with the last next_offset to go on
+        without loss or repetition.
+        Errors include: NOT_FOUND, INVALID_ARGUMENT (offset is beyond the log), RESOURCE_EXHAUSTED (too many watchers),
         UNAVAILABLE (the server is draining).
         """
 

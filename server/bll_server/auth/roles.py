@@ -47,6 +47,7 @@ METHODS: dict[str, Access] = {
             "WatchJob": _VIEW,
             "ListBlocks": _VIEW,
             "GetJobMetrics": _VIEW,
+            "TailLogs": _VIEW,
             "UpdateJob": _TRAIN,
             "CancelJob": _TRAIN,
             "PauseJob": _TRAIN,

@@ -147,6 +147,15 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         for event in self._scheduler.watch(job_id, request.after_event, lambda: not context.is_active()):
             yield training_pb2.WatchJobResponse(event=convert.event_message(event) if event else None)
 
+    def TailLogs(
+        self, request: training_pb2.TailLogsRequest, context: grpc.ServicerContext
+    ) -> Iterator[training_pb2.TailLogsResponse]:
+        job_id, offset = _job_id(request.name), request.offset
+        context.add_callback(self._store.wake)  # as in WatchJob
+        for piece in self._scheduler.tail(job_id, offset, request.follow, lambda: not context.is_active()):
+            offset += len(piece)
+            yield training_pb2.TailLogsResponse(data=piece, next_offset=offset)
+
 
 def _job_id(name: str, field: str = "name") -> str:
     job_id = name.removeprefix("jobs/")

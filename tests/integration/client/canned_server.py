@@ -31,6 +31,7 @@ from bll_proto.v1 import (
 )
 
 State = training_pb2.JobState
+LOG = b"first line\nlast line\n"
 TIME = Timestamp(seconds=1_700_000_000)
 SPEC = {"model_id": "fashion", "data": {"name": "digits"}, "epochs": 2, "batch_size": 100}
 
@@ -64,6 +65,8 @@ class CannedServer(
         """Numbers of events after which a watch stream breaks, once each."""
         self.hang_after: int | None = None
         """Number of the event after which a watch stream says no more, until the client leaves."""
+        self.log_breaks = 0
+        """How many streams of the log break after their first piece."""
         self.requests: list[Any] = []
         self.watched = threading.Event()
         """Set when a watcher hangs."""
@@ -178,6 +181,17 @@ class CannedServer(
         reports = [training_pb2.BlockProgress(block=0, step=step, loss_nats=1.5) for step in (5, 10)]
         series = training_pb2.BlockSeries(block=0, reports=reports)
         return training_pb2.GetJobMetricsResponse(blocks=[series], evaluations=[evaluation("validation")])
+
+    def TailLogs(self, request, context):  # type: ignore[no-untyped-def]
+        self._enter("TailLogs", request, context)
+        self._job(request.name, context)
+        yield training_pb2.TailLogsResponse(next_offset=request.offset)
+        for offset in range(request.offset, len(LOG), 4):
+            data = LOG[offset : offset + 4]
+            yield training_pb2.TailLogsResponse(data=data, next_offset=offset + len(data))
+            if self.log_breaks:
+                self.log_breaks -= 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
 
     def WatchJob(self, request, context):  # type: ignore[no-untyped-def]
         self._enter("WatchJob", request, context)

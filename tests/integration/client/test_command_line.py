@@ -161,6 +161,18 @@ def test_blocks_and_metrics_are_tables_for_people_and_documents_for_programs(
     assert json.loads(capfd.readouterr().out)["blocks"][0]["reports"][1]["step"] == 10
 
 
+def test_a_log_is_printed_once_though_its_connection_breaks(
+    canned: CannedServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    canned.log_breaks = 2
+    assert main(["jobs", "logs", "one", "--follow"]) == ExitCode.OK
+    assert capfd.readouterr().out == "first line\nlast line\n"
+    requests = canned.sent(training_pb2.TailLogsRequest)
+    assert [(request.offset, request.follow) for request in requests] == [(0, True), (4, True), (8, True)]
+    assert main(["jobs", "logs", "one", "--offset", "6"]) == ExitCode.OK
+    assert capfd.readouterr().out == "line\nlast line\n"
+
+
 def test_jobs_are_deleted_by_name(canned: CannedServer) -> None:
     canned.jobs["jobs/two"] = job("jobs/two")
     assert main(["jobs", "delete", "one", "jobs/two"]) == ExitCode.OK
