@@ -26,6 +26,7 @@ from bll_proto.v1 import (
     training_pb2,
     training_pb2_grpc,
 )
+from bll_server.auth.audit import AUDIT, Audit
 from bll_server.auth.gate import Gate
 from bll_server.auth.tokens import TOKENS, Tokens
 from bll_server.datasets.store import Datasets, Quota
@@ -99,10 +100,13 @@ class Server:
             metrics = Metrics()
             metrics.count_jobs(store.counts)
             sessions = Sessions(registry, metrics)
+            audit = Audit(data_dir / AUDIT)
             self._health = Health(SERVICES, registry.models())
 
             def publish(model: str, staging: Path, job: str) -> str:
                 version = registry.publish(model, staging, job)
+                owner = store.owner(job.removeprefix("jobs/"))
+                audit.write(owner or "anybody", "publish", version, grpc.StatusCode.OK.name, job=job)
                 with suppress(ModelNotReady):  # logged where it was raised; the version stays, and a call says so
                     sessions.get(model)  # loaded and warm before the first call
                 self._health.model_ready(model)
@@ -127,7 +131,7 @@ class Server:
             stack.callback(uploads.shutdown, wait=False)
             pools = {UPLOAD: uploads} | dict.fromkeys(WATCH, watchers) | dict.fromkeys(SLOW, slow)
             gate = Gate(Tokens(data_dir / TOKENS), store.owner, always=settings.open_to_others)
-            self._grpc = _grpc_server(settings, Boundary(metrics, gate, pools))
+            self._grpc = _grpc_server(settings, Boundary(metrics, gate, audit, pools))
             uploaded = data_dir / "datasets" / stored.FOLDER
             datasets = Datasets(uploaded, _quota(settings), _LIMITS, store.learning_from)
             stack.callback(datasets.close)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -16,8 +17,10 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from bll.errors import Violation
+from bll_server.auth.audit import Audit
 from bll_server.auth.caller import Caller, acting_for
-from bll_server.auth.gate import Gate
+from bll_server.auth.gate import Gate, resource_of
+from bll_server.auth.roles import access
 from bll_server.errors import InvalidRequest, ServerError
 from bll_server.logs import bound
 from bll_server.metrics import Metrics
@@ -35,10 +38,11 @@ class Boundary(grpc.ServerInterceptor):
     metadata carry it.
     """
 
-    def __init__(self, metrics: Metrics, gate: Gate, pools: Mapping[str, ThreadPoolExecutor]) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate, audit: Audit, pools: Mapping[str, ThreadPoolExecutor]) -> None:
         """`pools` are the threads of those methods, by path, that would keep the others waiting."""
         self._metrics = metrics
         self._gate = gate
+        self._audit = audit
         self._pools = pools
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -66,24 +70,29 @@ class Boundary(grpc.ServerInterceptor):
         parse = handler.request_deserializer or bytes
         gate = self._gate
 
-        def admit(data: Any, context: grpc.ServicerContext) -> tuple[Caller, Any]:
+        def admit(call: _Call, data: Any, context: grpc.ServicerContext) -> tuple[Caller, Any]:
             """Who calls, and the message, which is not looked at for a stranger."""
-            who = gate.admit(method, context.invocation_metadata())
+            who = call.who = gate.identify(method, context.invocation_metadata())
+            gate.permit(who, method)
             if handler.request_streaming:
                 return who, (_checked(gate, who, _parsed(parse, part)) for part in data)
             message = _parsed(parse, data)
+            call.resource = resource_of(message)
+            call.change = call.change and not getattr(message, "validate_only", False)
             gate.check_owner(who, message)
             return who, message
 
         def unary(data: Any, context: grpc.ServicerContext) -> Any:
-            with self._call(labels, context):
-                who, message = admit(data, context)
+            with self._call(method, labels, context) as call:
+                who, message = admit(call, data, context)
                 with acting_for(who):
-                    return behavior(message, context)
+                    answer = behavior(message, context)
+                call.resource = resource_of(answer) or call.resource
+                return answer
 
         def stream(data: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._call(labels, context):
-                who, message = admit(data, context)
+            with self._call(method, labels, context) as call:
+                who, message = admit(call, data, context)
                 with acting_for(who):
                     for answer in behavior(message, context):
                         yield _checked(gate, who, answer)
@@ -96,8 +105,9 @@ class Boundary(grpc.ServerInterceptor):
         return wrapped
 
     @contextmanager
-    def _call(self, labels: tuple[str, str, str], context: grpc.ServicerContext) -> Iterator[None]:
+    def _call(self, method: str, labels: tuple[str, str, str], context: grpc.ServicerContext) -> Iterator[_Call]:
         request_id = _request_id(context)
+        call = _Call(access(method).change)
         started = time.perf_counter()
         self._metrics.grpc_started.labels(*labels).inc()
         context.set_trailing_metadata((("x-request-id", request_id),))
@@ -106,7 +116,7 @@ class Boundary(grpc.ServerInterceptor):
                 # Cancelled or expired while it waited for a thread: nobody reads the answer.
                 if not context.is_active():
                     context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
-                yield
+                yield call
             except Exception as error:
                 answered = _code(context) is not None
                 gone = isinstance(error, grpc.RpcError) and not context.is_active()  # raised where it read on
@@ -115,6 +125,10 @@ class Boundary(grpc.ServerInterceptor):
                 self._abort(error, request_id, context)
             finally:
                 code = _code(context) or (grpc.StatusCode.OK if context.is_active() else grpc.StatusCode.CANCELLED)
+                if call.change and call.who:
+                    who, peer = call.who, str(context.peer())
+                    more = {"role": str(who.role), "token": who.token_id, "request_id": request_id, "peer": peer}
+                    self._audit.write(str(who), labels[2], call.resource, code.name, **more)
                 self._metrics.grpc_handled.labels(*labels, code.name).inc()
                 self._metrics.grpc_seconds.labels(*labels).observe(time.perf_counter() - started)
 
@@ -125,6 +139,15 @@ class Boundary(grpc.ServerInterceptor):
         metadata = (*status.trailing_metadata, ("x-request-id", request_id))
         context.set_trailing_metadata(metadata)
         context.abort(status.code, status.details)
+
+
+@dataclass
+class _Call:
+    """What the audit log says of a call."""
+
+    change: bool
+    who: Caller | None = None
+    resource: str = ""
 
 
 def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 from bll_server import logs
+from bll_server.auth.audit import AUDIT, Audit
 from bll_server.auth.gate import Gate
 from bll_server.auth.tokens import Tokens
 from bll_server.errors import NotFound
@@ -50,8 +51,13 @@ def gate(tmp_path: Path) -> Gate:
 
 
 @pytest.fixture
-def channel(metrics: Metrics, gate: Gate) -> Iterator[grpc.Channel]:
-    server = grpc.server(ThreadPoolExecutor(2), interceptors=[Boundary(metrics, gate, {})])
+def audit(tmp_path: Path) -> Audit:
+    return Audit(tmp_path / AUDIT)
+
+
+@pytest.fixture
+def channel(metrics: Metrics, gate: Gate, audit: Audit) -> Iterator[grpc.Channel]:
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[Boundary(metrics, gate, audit, {})])
     training_pb2_grpc.add_TrainingServiceServicer_to_server(Servicer(), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -133,9 +139,9 @@ def test_an_error_in_the_middle_of_a_stream_ends_it_with_its_status(channel: grp
 
 
 def test_a_caller_who_leaves_is_counted_as_cancelled_and_is_no_fault(
-    metrics: Metrics, gate: Gate, caplog: pytest.LogCaptureFixture
+    metrics: Metrics, gate: Gate, audit: Audit, caplog: pytest.LogCaptureFixture
 ) -> None:
-    boundary, left = Boundary(metrics, gate, {}), threading.Event()
+    boundary, left = Boundary(metrics, gate, audit, {}), threading.Event()
 
     def talk(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         context.add_callback(left.set)

@@ -18,6 +18,9 @@ class Caller:
     role: Role
     token_id: str = ""
 
+    def __str__(self) -> str:
+        return self.owner or "anybody"
+
     @property
     def sees_only(self) -> str | None:
         """The owner whose jobs alone the caller may see; None: those of all."""

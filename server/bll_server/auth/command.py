@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+from bll_server.auth.audit import AUDIT, Audit
 from bll_server.auth.roles import Role
 from bll_server.auth.tokens import TOKENS, Tokens
 from bll_server.errors import ServerError
@@ -32,6 +33,7 @@ def _create(tokens: Tokens, options: argparse.Namespace) -> None:
     lifetime = timedelta(days=options.days) if options.days else None
     token, text = tokens.create(options.owner, Role[options.role.upper()], lifetime)
     until = f"until {token.expire_time:%Y-%m-%d %H:%M} UTC" if token.expire_time else "until it is revoked"
+    _audit(options, "create token", token.token_id, role=str(token.role), owner=token.owner)
     print(f"token {token.token_id} of {token.owner}, {token.role}, {until}; it is shown this once:", file=sys.stderr)
     print(text)
 
@@ -45,7 +47,12 @@ def _list(tokens: Tokens, options: argparse.Namespace) -> None:
 
 def _revoke(tokens: Tokens, options: argparse.Namespace) -> None:
     token = tokens.revoke(options.token_id)
+    _audit(options, "revoke token", token.token_id)
     print(f"token {token.token_id} of {token.owner} is revoked")
+
+
+def _audit(options: argparse.Namespace, what: str, token_id: str, **more: str) -> None:
+    Audit(options.data_dir / AUDIT).write(f"uid {os.getuid()}", what, f"tokens/{token_id}", "OK", **more)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bll_server.auth.caller import ANYBODY, Caller
-from bll_server.auth.roles import METHODS, UNLISTED
+from bll_server.auth.roles import access
 from bll_server.auth.tokens import Tokens
 from bll_server.errors import NotFound, PermissionDenied, Unauthenticated
 
@@ -22,16 +22,19 @@ class Gate:
         self._owner_of = owner_of
         self._always = always
 
-    def admit(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-        """Who calls the method of that path. Raises Unauthenticated, PermissionDenied."""
-        least = METHODS.get(method, UNLISTED).least
-        if least is None or not (self._always or self._tokens.any()):
+    def identify(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+        """Who calls the method of that path. Raises Unauthenticated."""
+        if access(method).least is None or not (self._always or self._tokens.any()):
             return ANYBODY
         token = self._tokens.authenticate(_bearer(metadata))
-        if token.role < least:
-            name = method.rpartition("/")[2]
-            raise PermissionDenied(f"{name} needs a token of role {least} or higher, got one of role {token.role}")
         return Caller(token.owner, token.role, token.token_id)
+
+    def permit(self, caller: Caller, method: str) -> None:
+        """Raises PermissionDenied if the caller's role is too low for the method of that path."""
+        least = access(method).least
+        if least is not None and caller.role < least:
+            name = method.rpartition("/")[2]
+            raise PermissionDenied(f"{name} needs a token of role {least} or higher, got one of role {caller.role}")
 
     def check_owner(self, caller: Caller, message: Any) -> None:
         """Raises NotFound for a job that is another's: not even its existence is told."""

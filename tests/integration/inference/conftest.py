@@ -11,6 +11,7 @@ import pytest
 from bll.manifest import Manifest
 from bll_proto.v1.inference_pb2_grpc import InferenceServiceStub, add_InferenceServiceServicer_to_server
 from bll_proto.v1.models_pb2_grpc import ModelServiceStub, add_ModelServiceServicer_to_server
+from bll_server.auth.audit import AUDIT, Audit
 from bll_server.auth.gate import Gate
 from bll_server.auth.tokens import Tokens
 from bll_server.interceptors import Boundary
@@ -49,7 +50,9 @@ def served(export_model: Callable[..., Manifest], tmp_path_factory: pytest.TempP
     gate = Gate(Tokens(root), lambda _job: "", always=False)
     # One thread, so that a test can keep it busy.
     server = grpc.server(
-        ThreadPoolExecutor(1), interceptors=[Boundary(metrics, gate, {})], options=[("grpc.so_reuseport", 0)]
+        ThreadPoolExecutor(1),
+        interceptors=[Boundary(metrics, gate, Audit(root / AUDIT), {})],
+        options=[("grpc.so_reuseport", 0)],
     )
     add_InferenceServiceServicer_to_server(InferenceServicer(sessions), server)
     add_ModelServiceServicer_to_server(ModelServicer(registry), server)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +15,11 @@ import grpc
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from bll_client import Client, JobState, NotFound, PermissionDenied, PlaintextToken, Unauthenticated
+from bll_client import Client, JobState, NotFound, PermissionDenied, PlaintextToken, Unauthenticated, parse_spec
 from bll_client.cli import main
 from bll_proto.v1 import training_pb2
 from bll_server.app import Server
+from bll_server.auth.audit import AUDIT
 from bll_server.auth.command import token_command
 from bll_server.auth.roles import METHODS, Role
 from bll_server.auth.tokens import TOKENS, Tokens
@@ -234,6 +237,10 @@ def test_the_command_makes_a_token_that_the_command_line_uses_lists_and_revokes_
     assert token_command(["revoke", token_id]) == 0
     assert main(jobs) == 5
     assert "revoked" in capsys.readouterr().err
+    audit = (bench.tokens._directory.parent / AUDIT).read_text()
+    events = [json.loads(line) for line in audit.splitlines()]
+    assert [e["what"] for e in events if e.get("resource") == f"tokens/{token_id}"] == ["create token", "revoke token"]
+    assert text.rpartition("_")[2] not in audit
     assert token_command(["revoke", "0" * 12]) == 1
     assert token_command(["create", "--owner", "No One", "--role", "viewer"]) == 1
 
@@ -247,3 +254,34 @@ def test_a_token_never_leaves_the_machine_in_plain_text_unless_that_is_accepted(
         Client(target, token="secret").close()
     with pytest.raises(ValueError, match="ASCII"):
         Client(token="two\nlines")
+
+
+def test_every_change_is_in_the_audit_log_with_who_what_and_how_it_ended_and_without_secrets(bench: Bench) -> None:
+    path = bench.tokens._directory.parent / AUDIT
+    before = len(path.read_text().splitlines()) if path.exists() else 0
+    trainer, viewer = bench.token("una", Role.TRAINER), bench.token("vic", Role.VIEWER)
+    with grpc.insecure_channel(bench.server.address) as channel:
+
+        def call(method: str, message: Any, token: str, request_id: str) -> None:
+            bearer = (("authorization", f"Bearer {token}"), ("x-request-id", request_id))
+            with contextlib.suppress(grpc.RpcError):
+                send: Any = channel.unary_unary(f"/{TRAINING.full_name}/{method}")
+                send(message.SerializeToString(), timeout=90, metadata=bearer)
+
+        job = training_pb2.Job(spec=parse_spec(SPEC))
+        call("CreateJob", training_pb2.CreateJobRequest(job=job, job_id="unas"), trainer, "r1")
+        call("CreateJob", training_pb2.CreateJobRequest(job=job, validate_only=True), trainer, "r2")
+        call("GetJob", training_pb2.GetJobRequest(name="jobs/unas"), trainer, "r3")
+        call("CancelJob", training_pb2.CancelJobRequest(name="jobs/unas"), viewer, "r4")
+        call("CancelJob", training_pb2.CancelJobRequest(name="jobs/unas"), "nobody's", "r5")
+        call("CancelJob", training_pb2.CancelJobRequest(name="jobs/unas"), trainer, "r6")
+    lines = path.read_text().splitlines()[before:]
+    entries = [json.loads(line) for line in lines]
+    fields = ("request_id", "who", "role", "what", "resource", "outcome")
+    assert [tuple(entry.get(field, "") for field in fields) for entry in entries] == [
+        ("r1", "una", "trainer", "CreateJob", "jobs/unas", "OK"),
+        ("r4", "vic", "viewer", "CancelJob", "", "PERMISSION_DENIED"),  # what was asked was not read
+        ("r6", "una", "trainer", "CancelJob", "jobs/unas", "OK"),
+    ]
+    assert all(entry["peer"].startswith("ipv4:127.0.0.1:") and entry["time"] for entry in entries)
+    assert not any(text.rpartition("_")[2] in path.read_text() for text in (trainer, viewer))
