@@ -184,8 +184,10 @@ def _grpc_server(settings: Settings, boundary: Boundary) -> grpc.Server:
     return grpc.server(
         ThreadPoolExecutor(settings.threads, thread_name_prefix="call"),
         interceptors=[boundary],
+        maximum_concurrent_rpcs=settings.max_calls,
         options=[
             ("grpc.so_reuseport", 0),  # else a second server on the port would start, and take every other call
+            ("grpc.max_concurrent_streams", settings.max_streams),
             ("grpc.max_receive_message_length", size_bytes),
             ("grpc.max_send_message_length", size_bytes),
             ("grpc.keepalive_time_ms", 60_000),

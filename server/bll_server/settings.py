@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     )
     max_jobs: int = Field(default=1, ge=1, le=64, description="Jobs that train at the same time.")
     max_message_mb: int = Field(default=64, ge=1, le=1024, description="Largest request or answer, in MiB.")
+    max_calls: int = Field(
+        default=4096, ge=1, le=65_536, description="Calls and streams that are open at the same time, of all clients."
+    )
+    max_streams: int = Field(
+        default=1024, ge=1, le=65_536, description="The same over one connection; its client holds back what is more."
+    )
     max_watchers: int = Field(
         default=256, ge=1, le=4096, description="WatchJob and TailLogs streams that are open at the same time."
     )

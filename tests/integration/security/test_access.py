@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,18 +25,8 @@ from bll_server.auth.roles import METHODS, Role
 from bll_server.auth.tokens import TOKENS, Tokens
 from bll_server.settings import Settings
 
-WAIT = (
-    "import json, sys; print(json.dumps({'event': 'Started'}), flush=True);"
-    "[sys.exit() for line in sys.stdin if line == 'stop\\n']"
-)
-SPEC = {
-    "data": {"name": "digits"},
-    "network": {"architecture": "mlp", "widths": [8, 8]},
-    "blocks": {"num_blocks": 2},
-    "latent": {"units": 4, "readout_units": 8},
-    "executor": {"name": "sequential"},
-    "epochs": 1,
-}
+from .jobs import SPEC, WAIT
+
 LONG_ENOUGH = timedelta(seconds=90)
 TRAINING = training_pb2.DESCRIPTOR.services_by_name["TrainingService"]
 
@@ -61,7 +51,7 @@ class Bench:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("access")
     settings = Settings(port=0, metrics_port=0, data_dir=folder, drain_s=5, cancel_grace_s=5)
-    server = Server(settings, [sys.executable, "-c", WAIT])
+    server = Server(settings, WAIT)
     state: Any = server._grpc._state  # type: ignore[attr-defined]  # nothing else tells what is registered
     handlers = dict(state.registered_method_handlers)
     for generic in state.generic_handlers:
@@ -285,3 +275,14 @@ def test_every_change_is_in_the_audit_log_with_who_what_and_how_it_ended_and_wit
     ]
     assert all(entry["peer"].startswith("ipv4:127.0.0.1:") and entry["time"] for entry in entries)
     assert not any(text.rpartition("_")[2] in path.read_text() for text in (trainer, viewer))
+
+
+def test_no_token_is_ever_in_the_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    text = bench.token("ann", Role.ADMIN)
+    (bench.tokens._directory / "0123456789ab.json").write_text("{")
+    with caplog.at_level(logging.DEBUG), grpc.insecure_channel(bench.server.address) as channel:
+        for path, handler in bench.handlers.items():
+            ended(channel, path, handler, b"\xff\xff", text)
+            ended(channel, path, handler, b"", "bll_0123456789ab_" + text)
+    assert "0123456789ab" in caplog.text  # it does log
+    assert text.rpartition("_")[2] not in caplog.text
