@@ -1,4 +1,4 @@
-"""A data set in memory, and the rule that splits it. numpy only.
+"""A data set, and the rule that splits it. numpy only.
 
 Every draw is keyed: it depends on the seed, its purpose and its epoch, and on nothing that happened before,
 so that any process at any time draws the same.
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bll.choices import Augmentation
 from bll.config import DataConfig
+from bll.data.mapped import taken
 from bll.errors import DataError, InvalidConfig, Violation
 
 MAX_CLASSES = 65_536
@@ -28,7 +29,8 @@ class Split:
     """Inputs and targets, row by row."""
 
     inputs: NDArray[np.uint8] | NDArray[np.float32]
-    """uint8 images or float32 images [rows, C, H, W], float32 sequences [rows, T, F], or float32 vectors [rows, F]."""
+    """uint8 images or float32 images [rows, C, H, W], float32 sequences [rows, T, F], or float32 vectors [rows, F];
+    `MappedRows` in their place where a server keeps the data set on its disk."""
     targets: NDArray[np.int64]
     """Class of each row, [rows], of each position, [rows, T], or of each pixel, [rows, H, W]."""
 
@@ -182,8 +184,8 @@ def check_augmentation(config: DataConfig, input_shape: tuple[int, ...], target_
 
 
 def take(rows: Split, indices: NDArray[np.int64]) -> Split:
-    """The rows at `indices`, copied."""
-    return Split(rows.inputs[indices], rows.targets[indices])
+    """The rows at `indices`, copied; those that are on the disk stay there."""
+    return Split(taken(rows.inputs, indices), rows.targets[indices])
 
 
 def class_name(name: str, what: str) -> str:

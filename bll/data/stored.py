@@ -17,6 +17,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from bll.data.dataset import Content, Split, Summary
+from bll.data.mapped import mapped
 from bll.errors import InvalidConfig, Violation
 
 PREFIX = "datasets/"
@@ -30,13 +31,13 @@ _ARRAYS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 
 
 def read(name: str, root: Path | None) -> Content:
-    """The data set called `name`, its arrays mapped from the disk. Raises InvalidConfig if none is stored so."""
+    """The data set called `name`; its inputs stay on the disk. Raises InvalidConfig if none is stored so."""
     folder = _folder(name, root)
-    train_inputs, train_targets, test_inputs, test_targets = (_mapped(folder / f"{array}.npy") for array in _ARRAYS)
+    train_inputs, train_targets, test_inputs, test_targets = (folder / f"{array}.npy" for array in _ARRAYS)
     description = _description(folder)
     return Content(
-        Split(train_inputs, train_targets),
-        Split(test_inputs, test_targets),
+        Split(mapped(train_inputs), np.load(train_targets, allow_pickle=False)),
+        Split(mapped(test_inputs), np.load(test_targets, allow_pickle=False)),
         tuple(description["class_names"]),
         description["digest"],
     )
@@ -76,8 +77,3 @@ def _folder(name: str, root: Path | None) -> Path:
 def _description(folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text())
     return values
-
-
-def _mapped(path: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array

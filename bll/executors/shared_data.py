@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bll.data import Dataset, Split
+from bll.data.mapped import MappedRows
 
 _ALIGNMENT = 64
 
@@ -27,11 +28,14 @@ class SharedDataset:
 
     def __init__(self, dataset: Dataset) -> None:
         self._description = (dataset.name, dataset.class_names, dataset.digest)
-        self._layout: list[tuple[int, np.dtype[Any], tuple[int, ...]]] = []
+        self._layout: list[tuple[int, np.dtype[Any], tuple[int, ...]] | MappedRows] = []
         self._file = os.memfd_create("bll-data")
         weakref.finalize(self, os.close, self._file)
         with open(self._file, "wb", closefd=False) as file:
             for array in _arrays(dataset):
+                if isinstance(array, MappedRows):  # every process can map it as it is
+                    self._layout.append(array)
+                    continue
                 file.seek(-(-file.tell() // _ALIGNMENT) * _ALIGNMENT)
                 self._layout.append((file.tell(), array.dtype, array.shape))
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -46,7 +50,9 @@ class SharedDataset:
             memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
         finally:
             os.close(descriptor)
-        arrays = [_view(memory, *place) for place in self._layout]
+        arrays: list[Any] = [
+            place if isinstance(place, MappedRows) else _view(memory, *place) for place in self._layout
+        ]
         train, validation, test = (Split(*arrays[start : start + 2]) for start in (0, 2, 4))
         name, class_names, digest = self._description
         return Dataset(name, train, validation, test, class_names, digest)
@@ -58,7 +64,7 @@ def _view(memory: mmap.mmap, offset: int, dtype: np.dtype[Any], shape: tuple[int
     return np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape)
 
 
-def _arrays(dataset: Dataset) -> Iterator[NDArray[Any]]:
+def _arrays(dataset: Dataset) -> Iterator[NDArray[Any] | MappedRows]:
     for rows in (dataset.train, dataset.validation, dataset.test):
         yield rows.inputs
         yield rows.targets
