@@ -310,6 +310,7 @@ def test_a_check_that_takes_too_long_or_too_much_memory_fails_the_data_set(
     zeros = io.BytesIO()
     np.savez_compressed(zeros, x=np.zeros((40, 1_000_000), np.float32), y=np.arange(40) % 2)
     assert len(zeros.getvalue()) < 2**20  # 160 MB of values
+    assert np.ones(2**28, np.uint8).all()  # a server that has once been large: its child's limit is not for that
     for limits, why in (
         (replace(app._LIMITS, memory_bytes=2**26), "of memory"),
         (replace(app._LIMITS, disk_bytes=2**20), "no room"),
