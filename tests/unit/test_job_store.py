@@ -94,6 +94,9 @@ def test_an_owner_with_too_many_jobs_that_are_not_over_is_told_how_many(store: S
     assert queue(store, "three", owner="bob", most_unfinished=2) == "three"
     store.transition("one", State.CANCELLED)
     assert queue(store, "four", owner="ann", most_unfinished=2) == "four"
+    with pytest.raises(QuotaExceeded, match="ann may have 2"):
+        store.transition("one", State.QUEUED, "retried by request", most_unfinished=2)
+    assert store.transition("one", State.QUEUED, most_unfinished=3).state is State.QUEUED
 
 
 @pytest.mark.parametrize("before", State)

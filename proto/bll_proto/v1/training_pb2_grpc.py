@@ -161,7 +161,8 @@ class TrainingServiceServicer:
     def RetryJob(self, request, context):
         """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
         go on numbering.
-        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED), RESOURCE_EXHAUSTED (its
+        owner has as many unfinished jobs as may be).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -64,7 +64,8 @@ class TrainingServiceStub:
     RetryJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.RetryJobRequest, _training_pb2.RetryJobResponse]
     """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
     go on numbering.
-    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED), RESOURCE_EXHAUSTED (its
+    owner has as many unfinished jobs as may be).
     """
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.UpdateJobRequest, _training_pb2.UpdateJobResponse]
     """UpdateJob replaces labels, display name or priority, in any state of the job.
@@ -134,7 +135,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     RetryJob: _aio.UnaryUnaryMultiCallable[_training_pb2.RetryJobRequest, _training_pb2.RetryJobResponse]  # type: ignore[assignment]
     """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
     go on numbering.
-    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED), RESOURCE_EXHAUSTED (its
+    owner has as many unfinished jobs as may be).
     """
     UpdateJob: _aio.UnaryUnaryMultiCallable[_training_pb2.UpdateJobRequest, _training_pb2.UpdateJobResponse]  # type: ignore[assignment]
     """UpdateJob replaces labels, display name or priority, in any state of the job.
@@ -243,7 +245,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_pb2.RetryJobResponse, _abc.Awaitable[_training_pb2.RetryJobResponse]]:
         """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
         go on numbering.
-        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED).
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED), RESOURCE_EXHAUSTED (its
+        owner has as many unfinished jobs as may be).
         """
 
     @_abc_1.abstractmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import threading
 import time
@@ -112,9 +113,9 @@ class Scheduler:
         """The paused job, queued again. Raises NotFound, IllegalState."""
         return self._ask(job_id, Request.RESUME)
 
-    def retry(self, job_id: str) -> Job:
-        """The failed or cancelled job, queued again. Raises NotFound, IllegalState."""
-        return self._ask(job_id, Request.RETRY)
+    def retry(self, job_id: str, most_unfinished: float = math.inf) -> Job:
+        """The failed or cancelled job, queued again. Raises NotFound, IllegalState, QuotaExceeded."""
+        return self._ask(job_id, Request.RETRY, most_unfinished)
 
     def delete(self, job_id: str, etag: str = "") -> None:
         """Forget a job that is over or paused: its events, checkpoints and log; never the model that it published.
@@ -230,7 +231,7 @@ class Scheduler:
             else:
                 grave.rename(self._jobs_dir / grave.name)
 
-    def _ask(self, job_id: str, request: Request) -> Job:
+    def _ask(self, job_id: str, request: Request, most_unfinished: float = math.inf) -> Job:
         allowed = REQUESTS[request]
         while True:
             job = self._store.get(job_id)
@@ -246,7 +247,9 @@ class Scheduler:
             if following in (State.QUEUED, State.PAUSED):
                 reason = _goes_on(reason, job)
             with contextlib.suppress(IllegalState):  # the state moved on between the two looks: look again
-                job = self._store.transition(job_id, following, reason, before=job.state)
+                job = self._store.transition(
+                    job_id, following, reason, before=job.state, most_unfinished=most_unfinished
+                )
                 self._act_on(job)
                 return job
 

@@ -105,8 +105,7 @@ class Store:
         with self._write() as connection:
             if request_id and (earlier := _replayed(connection, owner, request_id, digest)):
                 return earlier
-            if owner and (has := _unfinished(connection, owner)) >= most_unfinished:
-                raise QuotaExceeded(f"{owner} may have {most_unfinished} jobs that are not over, and has {has}")
+            _check_unfinished(connection, owner, most_unfinished)
             if connection.execute(sa.select(jobs.c.job_id).where(jobs.c.job_id == chosen)).first():
                 raise JobExists(f"job_id {chosen!r} is taken")
             now = _now()
@@ -139,15 +138,19 @@ class Store:
         before: State | None = None,
         failure: Failure | None = None,
         model_version: str = "",
+        most_unfinished: float = math.inf,
     ) -> Job:
         """The job in its new state.
 
-        Raises NotFound, and IllegalState if the table of transitions forbids it, or the job is not in state `before`.
+        Raises NotFound, and IllegalState if the table of transitions forbids it, or the job is not in state `before`;
+        QuotaExceeded where a job that was over is to go on, and its owner has `most_unfinished` others.
         """
         with self._write() as connection:
             job = _get(connection, job_id)
             if state not in TRANSITIONS[job.state] or (before is not None and job.state is not before):
                 raise IllegalState(f"jobs/{job_id} is {job.state.upper()} and cannot become {state.upper()}")
+            if job.state in FINAL:
+                _check_unfinished(connection, job.owner, most_unfinished)
             values: dict[str, Any] = {"state": state.value, "reason": reason, "model_version": model_version}
             values["failure"] = asdict(failure) if failure else None
             values["end_time"] = _now() if state in FINAL else None
@@ -377,9 +380,14 @@ def _request_key(owner: str, request_id: str) -> str:
     return f"{owner}:{request_id}" if owner else request_id
 
 
-def _unfinished(connection: sa.Connection, owner: str) -> int:
+def _check_unfinished(connection: sa.Connection, owner: str, most: float) -> None:
+    """Raises QuotaExceeded where `owner` may not have one job more that is not over."""
+    if not owner:
+        return
     query = sa.select(sa.func.count()).where(jobs.c.owner == owner, jobs.c.state.not_in([s.value for s in FINAL]))
-    return connection.execute(query).scalar_one()
+    has = connection.execute(query).scalar_one()
+    if has >= most:
+        raise QuotaExceeded(f"{owner} may have {most} jobs that are not over, and has {has}")
 
 
 def _replayed(connection: sa.Connection, owner: str, request_id: str, request_digest: str) -> Job | None:

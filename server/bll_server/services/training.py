@@ -99,7 +99,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     def RetryJob(
         self, request: training_pb2.RetryJobRequest, context: grpc.ServicerContext
     ) -> training_pb2.RetryJobResponse:
-        job = self._scheduler.retry(_job_id(request.name))
+        job = self._scheduler.retry(_job_id(request.name), self._max_owner_jobs)
         return training_pb2.RetryJobResponse(job=convert.job_message(job))
 
     def UpdateJob(

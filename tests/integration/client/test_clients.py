@@ -21,7 +21,7 @@ from bll_client._spec import parse_spec
 from bll_proto import tensors
 from bll_proto.v1 import inference_pb2, models_pb2, training_pb2
 
-from .canned_server import SPEC, UNAVAILABLE, CannedServer, State, chunks, job, rich_status, run_events
+from .canned_server import LOG, SPEC, UNAVAILABLE, CannedServer, State, chunks, job, rich_status, run_events
 
 Connect = Callable[..., Any]
 SHORT = timedelta(seconds=0.5)
@@ -75,6 +75,49 @@ def test_a_name_may_be_the_bare_id(client: Any, running: CannedServer) -> None:
     assert client.get_job("one") == client.get_job("jobs/one")
     assert client.get_model("fashion") == client.get_model("models/fashion")
     assert client.cancel_job("one").state is JobState.CANCELLED
+
+
+def test_a_job_is_paused_resumed_retried_updated_and_deleted(client: Any, running: CannedServer) -> None:
+    assert client.pause_job("one").state is JobState.PAUSED
+    assert client.resume_job("one").state is JobState.QUEUED
+    assert client.retry_job("one").state is JobState.QUEUED
+    updated = client.update_job("one", labels={"team": "x"}, priority=0, etag="seen")
+    assert (updated.labels, updated.priority) == ({"team": "x"}, 0)
+    (update,) = running.sent(training_pb2.UpdateJobRequest)
+    assert (set(update.update_mask.paths), update.job.etag) == ({"labels", "priority"}, "seen")
+    assert client.delete_job("one", etag="seen") is None
+    assert running.sent(training_pb2.DeleteJobRequest)[0].etag == "seen"
+    with pytest.raises(bll_client.NotFound):
+        client.get_job("one")
+
+
+def test_a_stale_etag_is_an_error_of_its_own(client: Any, running: CannedServer) -> None:
+    running.failures["UpdateJob"] = [rich_status(code_pb2.ABORTED, "jobs/one has changed")]
+    with pytest.raises(bll_client.Aborted, match="has changed"):
+        client.update_job("one", priority=1)
+
+
+def test_blocks_and_metrics_are_read_with_their_reports(client: Any, running: CannedServer) -> None:
+    first, second = client.list_blocks("one")
+    assert (first.state, first.worker, first.progress.step) == (bll_client.BlockState.TRAINING, 0, 10)
+    assert (second.state, second.worker, second.progress, second.checkpoint_time) == (
+        bll_client.BlockState.IDLE,
+        None,
+        None,
+        None,
+    )
+    metrics = client.get_job_metrics("one", max_points=2)
+    assert [report.step for report in metrics.blocks[0].reports] == [5, 10]
+    assert metrics.evaluations[0].mixture.accuracy == 0.9
+    assert running.sent(training_pb2.GetJobMetricsRequest)[0].max_points == 2
+
+
+def test_a_log_goes_on_where_its_connection_broke(client: Any, running: CannedServer) -> None:
+    running.log_breaks = 1
+    chunks_ = list(client.tail_logs("one", 2, follow=True))
+    assert b"".join(chunk.data for chunk in chunks_) == LOG[2:]
+    assert chunks_[-1].next_offset == len(LOG)
+    assert [request.offset for request in running.sent(training_pb2.TailLogsRequest)] == [2, 6]
 
 
 def test_lists_are_read_page_by_page(client: Any, server: CannedServer) -> None:
