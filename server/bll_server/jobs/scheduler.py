@@ -238,9 +238,7 @@ class Scheduler:
             following = allowed.get(job.state)
             if following is None:
                 states = ", ".join(state.upper() for state in allowed)
-                raise IllegalState(
-                    f"jobs/{job_id} is {job.state.upper()}; only jobs that are {states} can be {request}"
-                )
+                raise IllegalState(f"jobs/{job_id} is {job.state.upper()}; jobs that are {states} can be {request}")
             if following is job.state:
                 return job
             reason = f"{request} by request"
