@@ -463,6 +463,8 @@ class Job:
     """Another after each change of state, labels, display name or priority; progress leaves it."""
     queue_position: int
     """From 1; 0 when the job is not QUEUED, and in a list."""
+    owner: str
+    """Whose token created it; empty where the server asked for none."""
 
 
 class DatasetState(StrEnum):

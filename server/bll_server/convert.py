@@ -116,6 +116,7 @@ def summary_message(job: JobSummary) -> training_pb2.Job:
         model_version=job.model_version,
         last_event=job.last_event,
         etag=job.etag,
+        owner=job.owner,
         **vars(job.metadata),
     )
     message.spec.model_id = job.model_id

@@ -49,6 +49,7 @@ JOB = Job(
     priority=0,
     etag="",
     queue_position=0,
+    owner="",
 )
 
 

@@ -136,6 +136,7 @@ def show_state(job: Job) -> None:
         {
             "name": job.name,
             "display name": job.display_name,
+            "owner": job.owner,
             "labels": " ".join(f"{key}={value}" for key, value in sorted(job.labels.items())),
             "priority": str(job.priority or ""),
             "state": job.state + (f": {job.state_reason}" if job.state_reason else ""),

@@ -587,6 +587,7 @@ class Job(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is `jobs/{job_id}`; set by the server."""
     state: Global___JobState.ValueType
@@ -605,6 +606,8 @@ class Job(_message.Message):
     """etag changes with the state and with what UpdateJob can change, not with progress; set by the server."""
     queue_position: _builtins.int
     """queue_position is the job's place in the queue, from 1; 0 when it is not QUEUED, and in lists."""
+    owner: _builtins.str
+    """owner is whose token created the job; empty where the server asked for none. Set by the server."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """spec is what was asked for. Required."""
@@ -670,10 +673,11 @@ class Job(_message.Message):
         priority: _builtins.int = ...,
         etag: _builtins.str = ...,
         queue_position: _builtins.int = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "plan", b"plan", "progress", b"progress", "resolved_spec", b"resolved_spec", "spec", b"spec", "start_time", b"start_time", "test", b"test", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "labels", b"labels", "last_event", b"last_event", "model_version", b"model_version", "name", b"name", "plan", b"plan", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "resolved_spec", b"resolved_spec", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "test", b"test", "validation", b"validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "labels", b"labels", "last_event", b"last_event", "model_version", b"model_version", "name", b"name", "owner", b"owner", "plan", b"plan", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "resolved_spec", b"resolved_spec", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "test", b"test", "validation", b"validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

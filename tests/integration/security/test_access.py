@@ -132,7 +132,7 @@ def test_a_trainer_lists_its_own_jobs_a_viewer_all_and_an_admin_cancels_anothers
         mine = bob.create_job(SPEC, job_id="bobs").name
         assert [job.name for job in bob.list_jobs()] == [mine]
     with bench.client("vic", Role.VIEWER) as viewer:
-        assert {anns, mine} <= {job.name for job in viewer.list_jobs()}
+        assert {(anns, "ann"), (mine, "bob")} <= {(job.name, job.owner) for job in viewer.list_jobs()}
         with pytest.raises(PermissionDenied, match=r"CancelJob needs a token of role trainer or higher, got .* viewer"):
             viewer.cancel_job(mine)
     with bench.client("root", Role.ADMIN) as admin:
