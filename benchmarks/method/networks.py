@@ -45,7 +45,7 @@ def _plan(task: Task, index: int) -> Plan:
 
 
 def _cut(run_dir: Path) -> tuple[int, str]:
-    """Step and config digest of the one checkpoint that a finished run keeps."""
-    (folder,) = (run_dir / "checkpoints").iterdir()
+    """Step and config digest of the last checkpoint of a finished run."""
+    folder = max((run_dir / "checkpoints").iterdir())
     manifest = json.loads((folder / "manifest.json").read_text())
     return manifest["step"], manifest["config"]

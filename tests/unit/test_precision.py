@@ -165,8 +165,9 @@ def test_a_network_learns_in_bfloat16_and_predicts_as_well_in_float32(evaluation
 
 @pytest.mark.usefixtures("evaluation")
 def test_checkpoints_hold_float32(run_dir: Path) -> None:
-    files = sorted(run_dir.glob("checkpoints/*/*.safetensors"))
-    assert len(files) == 3
+    cuts = list(run_dir.glob("checkpoints/*"))
+    files = [file for cut in cuts for file in cut.glob("*.safetensors")]
+    assert len(files) == 3 * len(cuts) > 0
     dtypes = {
         (name, tensor.dtype) for file in files for name, tensor in load_file(file).items() if tensor.is_floating_point()
     }
