@@ -7,7 +7,7 @@ BENCH_ARGS ?=
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: demo test test-gpu check protos bench-demo-network bench-method bench-engine bench-report soak venv
+.PHONY: demo test test-gpu test-network check protos bench-demo-network bench-method bench-engine bench-report soak venv
 .DEFAULT_GOAL := test
 
 demo: venv
@@ -15,12 +15,16 @@ demo: venv
 	$(bin)/python examples/demo.py
 
 test: venv
-	-@.ci/debian-packages dataset-fashion-mnist prometheus
+	-@.ci/debian-packages dataset-fashion-mnist openssl prometheus
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
 # On a machine with a CUDA device, and a torch that was built for it.
 test-gpu: venv
 	$(bin)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+# As root, with iproute2 and /dev/net/tun: benchmarks between hosts of their own.
+test-network: venv
+	$(bin)/python -m pytest -m network $(PYTEST_ARGS)
 
 check: venv
 	$(bin)/ruff check

@@ -14,7 +14,6 @@ import torch
 
 from benchmarks.engine.bridge import BridgedProcesses
 from benchmarks.engine.delay import DelayedProcesses, DelayedRing
-from benchmarks.engine.network import is_possible
 from bll.config import TrainingConfig
 from bll.executors import Executor
 from bll.executors.sequential import SequentialExecutor
@@ -34,7 +33,7 @@ SPEC = {
     "epochs": 1,
 }
 LIMIT_S = 30.0
-DISTANT = [DelayedProcesses, *([BridgedProcesses] if is_possible() else [])]
+DISTANT = [DelayedProcesses, pytest.param(BridgedProcesses, marks=pytest.mark.network)]
 
 
 def ring_of(slots: int, round_trip_s: float) -> DelayedRing:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engine.network import Network, is_possible
+from benchmarks.engine.network import Network
 
-pytestmark = pytest.mark.skipif(not is_possible(), reason="network namespaces and TUN devices take root")
+pytestmark = pytest.mark.network
 
 
 @contextmanager
