@@ -147,10 +147,13 @@ class Assailant:
         self._total_steps = plan.total_steps
         self._changed = threading.Condition()
         self._step, self._over = 0, False
+        self._others: set[int] = set()
+        """Processes that were there before the run: not its workers."""
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Strike while the context lasts. Hits that find no worker until then never do."""
+        self._others = set(grandchildren(os.getpid()))
         thread = threading.Thread(target=self._strike, name="assailant")
         thread.start()
         try:
@@ -173,7 +176,7 @@ class Assailant:
             with self._changed:
                 self._changed.wait_for(lambda: self._over, hit.delay_s)
             while not self._over:
-                if workers := sorted(grandchildren(os.getpid())):
+                if workers := sorted(set(grandchildren(os.getpid())) - self._others):
                     os.kill(workers[int(hit.victim * len(workers))], signal.Signals[hit.signal])
                     self.struck.append(f"{hit.signal} at step {self._step}")
                     break
