@@ -23,6 +23,7 @@ from bll_server.datasets.archives import NO_ROOM
 from bll_server.datasets.formats import LABEL, class_counts, read
 from bll_server.datasets.records import ClassCount, Format, Report
 from bll_server.datasets.validator import Limits
+from bll_server.own_memory import data_bytes
 
 
 def _report(content: Content, folder: Path) -> Report:
@@ -68,18 +69,12 @@ def _answer(upload: Path, kind: Format, folder: Path, limits: Limits) -> dict[st
 def _limit(limits: Limits) -> None:
     # DATA, not AS: libraries reserve many times the addresses that they use, and a mapped file takes addresses alone.
     for kind, value in (
-        (resource.RLIMIT_DATA, _data_bytes() + limits.memory_bytes),
+        (resource.RLIMIT_DATA, data_bytes() + limits.memory_bytes),
         (resource.RLIMIT_CPU, limits.cpu_s),
         (resource.RLIMIT_FSIZE, limits.disk_bytes),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(kind, (value, value))
-
-
-def _data_bytes() -> int:
-    """What counts against RLIMIT_DATA now. (The peak of resident memory would be that of the server, by its fork.)"""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
 
 
 def main(upload: Path, kind: Format, folder: Path, limits: Limits) -> int:

@@ -24,6 +24,7 @@ from bll.plain import from_dict, to_dict
 from bll.plan import Plan
 from bll_server.errors import InvalidRequest, Overloaded, ShuttingDown
 from bll_server.jobs.records import plan_from_json, plan_to_json
+from bll_server.own_memory import data_bytes
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +153,8 @@ def main(datasets: Path) -> None:
     import bll.partition  # noqa: F401 - warm before the first question
 
     # DATA, not AS: the address space of torch's libraries is many times what they use.
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (used + _MEMORY_BYTES, used + _MEMORY_BYTES))
+    most = data_bytes() + _MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     for line in sys.stdin:
         print(json.dumps(_answer(line, datasets)), file=answers, flush=True)
 
