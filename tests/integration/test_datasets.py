@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from bll_proto.v1 import datasets_pb2 as pb
 from bll_proto.v1 import datasets_pb2_grpc, training_pb2, training_pb2_grpc
 from bll_server import app
 from bll_server.app import Server
+from bll_server.services import datasets
 from bll_server.settings import Settings
 
 Stub = datasets_pb2_grpc.DatasetServiceStub
@@ -343,3 +345,24 @@ def test_a_restart_keeps_what_was_whole_and_gives_up_what_was_abandoned(tmp_path
     server = start(tmp_path, keep_uploads_h=0)
     server.stop()
     assert kept(tmp_path) == {"whole"}
+
+
+def test_a_silent_upload_loses_its_thread_and_can_be_taken_up_again(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "SILENCE_S", 0.3)
+    content, over = arrays(seed=77), threading.Event()
+    head = header("silent", content)
+
+    def silent() -> Iterator[pb.UploadDatasetRequest]:
+        yield pb.UploadDatasetRequest(header=head)
+        yield pb.UploadDatasetRequest(chunk=pb.UploadChunk(offset=0, data=content[:500]))
+        over.wait(30)
+
+    with pytest.raises(grpc.RpcError) as error:
+        stub.UploadDataset(silent(), timeout=30)
+    over.set()
+    assert error.value.code() is grpc.StatusCode.CANCELLED
+    committed = stub.GetUpload(pb.GetUploadRequest(name="datasets/silent/upload")).upload.committed_bytes
+    assert committed == 500
+    assert stub.UploadDataset(requests(head, content, committed), timeout=30).dataset.name == "datasets/silent"

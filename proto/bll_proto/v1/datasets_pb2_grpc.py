@@ -74,7 +74,8 @@ class DatasetServiceServicer:
         Errors include: INVALID_ARGUMENT (a field breaks its rule, a chunk does not begin at the committed offset, or the
         content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content),
         RESOURCE_EXHAUSTED (larger than a data set may be, more than the server keeps in all, or the disk is full),
-        ABORTED (another stream has taken the upload over).
+        ABORTED (another stream has taken the upload over), CANCELLED (nothing came for a minute; the upload can be taken
+        up again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

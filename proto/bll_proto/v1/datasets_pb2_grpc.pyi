@@ -41,7 +41,8 @@ class DatasetServiceStub:
     Errors include: INVALID_ARGUMENT (a field breaks its rule, a chunk does not begin at the committed offset, or the
     content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content),
     RESOURCE_EXHAUSTED (larger than a data set may be, more than the server keeps in all, or the disk is full),
-    ABORTED (another stream has taken the upload over).
+    ABORTED (another stream has taken the upload over), CANCELLED (nothing came for a minute; the upload can be taken
+    up again).
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.GetUploadRequest, _datasets_pb2.GetUploadResponse]
     """GetUpload returns how far an unfinished upload has come.
@@ -75,7 +76,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     Errors include: INVALID_ARGUMENT (a field breaks its rule, a chunk does not begin at the committed offset, or the
     content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content),
     RESOURCE_EXHAUSTED (larger than a data set may be, more than the server keeps in all, or the disk is full),
-    ABORTED (another stream has taken the upload over).
+    ABORTED (another stream has taken the upload over), CANCELLED (nothing came for a minute; the upload can be taken
+    up again).
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_datasets_pb2.GetUploadRequest, _datasets_pb2.GetUploadResponse]  # type: ignore[assignment]
     """GetUpload returns how far an unfinished upload has come.
@@ -112,7 +114,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors include: INVALID_ARGUMENT (a field breaks its rule, a chunk does not begin at the committed offset, or the
         content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content),
         RESOURCE_EXHAUSTED (larger than a data set may be, more than the server keeps in all, or the disk is full),
-        ABORTED (another stream has taken the upload over).
+        ABORTED (another stream has taken the upload over), CANCELLED (nothing came for a minute; the upload can be taken
+        up again).
         """
 
     @_abc_1.abstractmethod

@@ -16,7 +16,10 @@ from bll_server.datasets.store import Datasets
 from bll_server.datasets.uploads import Upload
 from bll_server.errors import InvalidRequest
 from bll_server.services.dataset_messages import built_in_message, dataset_message, format_number, header_from_message
+from bll_server.silence import heard
 
+SILENCE_S = 60.0
+"""An upload that brings nothing for so long loses its thread, of which there are few; it can be taken up again."""
 _LARGEST_PAGE = 1000
 _DEFAULT_PAGE = 50
 _NAME = re.compile(rf"datasets/({ID.pattern})")
@@ -32,11 +35,12 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
     def UploadDataset(
         self, request_iterator: Iterator[datasets_pb2.UploadDatasetRequest], context: grpc.ServicerContext
     ) -> datasets_pb2.UploadDatasetResponse:
-        first = next(request_iterator, datasets_pb2.UploadDatasetRequest())
+        requests = heard(request_iterator, SILENCE_S, context.cancel)
+        first = next(requests, datasets_pb2.UploadDatasetRequest())
         if first.WhichOneof("part") != "header":
             raise InvalidRequest(Violation("header", "must be the first message of an upload"))
         begun = self._datasets.begin(header_from_message(first.header))
-        dataset = begun if isinstance(begun, Dataset) else self._receive(begun, request_iterator)
+        dataset = begun if isinstance(begun, Dataset) else self._receive(begun, requests)
         return datasets_pb2.UploadDatasetResponse(dataset=dataset_message(dataset))
 
     def GetUpload(
