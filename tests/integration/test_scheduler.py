@@ -330,7 +330,7 @@ def test_what_failed_or_was_cancelled_is_retried_from_its_checkpoint(bench: Benc
         bench.training(what)
         bench.scheduler.cancel(what)
     over = bench.end_of(what)
-    watcher = bench.scheduler.watch(what, 0, lambda: False)
+    watcher = bench.scheduler.followers.watch(what, 0, lambda: False)
     job = bench.scheduler.retry(what)
     assert (job.state, job.failure) == (State.QUEUED, None)
     assert job.reason == f"retried by request; goes on from step {over.checkpoint_step}"
@@ -388,7 +388,7 @@ def test_a_pausing_job_is_paused_when_the_server_stops_or_dies(tmp_path: Path) -
 def test_a_deleted_job_leaves_nothing_and_its_name_is_free(bench: Bench) -> None:
     bench.submit("fail-1")
     bench.end_of("fail-1")
-    watcher = bench.scheduler.watch("fail-1", 0, lambda: False)
+    watcher = bench.scheduler.followers.watch("fail-1", 0, lambda: False)
     bench.scheduler.delete("fail-1")
     with pytest.raises(NotFound):
         list(watcher)
@@ -474,14 +474,14 @@ def test_jobs_of_a_server_that_died_go_on_under_the_same_name(tmp_path: Path) ->
 
 def test_a_watcher_sees_every_event_up_to_the_final_one(bench: Bench) -> None:
     bench.submit("wait-1")
-    watcher = bench.scheduler.watch("wait-1", 0, lambda: False)
+    watcher = bench.scheduler.followers.watch("wait-1", 0, lambda: False)
     seen = [next(watcher)]
     bench.training("wait-1")
     bench.scheduler.cancel("wait-1")
     seen += list(watcher)
     assert seen == bench.store.events("wait-1", 0)
-    assert list(bench.scheduler.watch("wait-1", 3, lambda: False)) == seen[3:]
-    assert list(bench.scheduler.watch("wait-1", 10**6, lambda: False)) == []
+    assert list(bench.scheduler.followers.watch("wait-1", 3, lambda: False)) == seen[3:]
+    assert list(bench.scheduler.followers.watch("wait-1", 10**6, lambda: False)) == []
 
 
 def test_a_log_is_followed_until_the_job_is_over(bench: Bench) -> None:
@@ -489,8 +489,8 @@ def test_a_log_is_followed_until_the_job_is_over(bench: Bench) -> None:
     bench.training("wait-1")
     log = bench.folder / "jobs" / "wait-1" / "log.txt"
     log.write_bytes(b"one\n")
-    assert list(bench.scheduler.tail("wait-1", 1, False, lambda: False)) == [b"ne\n"]
-    reader = bench.scheduler.tail("wait-1", 0, True, lambda: False)
+    assert list(bench.scheduler.followers.tail("wait-1", 1, False, lambda: False)) == [b"ne\n"]
+    reader = bench.scheduler.followers.tail("wait-1", 0, True, lambda: False)
     assert next(reader) == b"one\n"
     with log.open("ab") as file:
         file.write(b"two\n")
@@ -499,19 +499,19 @@ def test_a_log_is_followed_until_the_job_is_over(bench: Bench) -> None:
     assert list(reader) == []
     assert bench.store.get("wait-1").state is State.CANCELLED
     with pytest.raises(NotFound):
-        next(bench.scheduler.tail("none", 0, True, lambda: False))
+        next(bench.scheduler.followers.tail("none", 0, True, lambda: False))
 
 
 def test_too_many_watchers_are_refused_and_those_who_leave_make_room(tmp_path: Path) -> None:
     bench = make(tmp_path, max_watchers=1)
     bench.scheduler.start()
     bench.submit("wait-1")
-    first = bench.scheduler.watch("wait-1", 0, lambda: False)
+    first = bench.scheduler.followers.watch("wait-1", 0, lambda: False)
     next(first)
     with pytest.raises(Overloaded):
-        next(bench.scheduler.watch("wait-1", 0, lambda: False))
+        next(bench.scheduler.followers.watch("wait-1", 0, lambda: False))
     first.close()  # type: ignore[attr-defined]
-    assert next(bench.scheduler.watch("wait-1", 0, lambda: False)) is not None
+    assert next(bench.scheduler.followers.watch("wait-1", 0, lambda: False)) is not None
     bench.scheduler.drain(0)
 
 
@@ -522,7 +522,7 @@ def test_a_watcher_whose_caller_has_gone_ends(bench: Bench) -> None:
     ended = threading.Event()
 
     def watch() -> None:
-        for _ in bench.scheduler.watch("wait-1", 0, gone.is_set):
+        for _ in bench.scheduler.followers.watch("wait-1", 0, gone.is_set):
             pass
         ended.set()
 
@@ -533,15 +533,15 @@ def test_a_watcher_whose_caller_has_gone_ends(bench: Bench) -> None:
 
 
 def test_a_silent_job_sends_its_watchers_a_sign_of_life(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bll_server.jobs.scheduler.KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr("bll_server.jobs.followers.KEEP_ALIVE_S", 0.05)
     bench.submit("wait-1")
     last = bench.training("wait-1").last_event
-    assert next(bench.scheduler.watch("wait-1", last, lambda: False)) is None
+    assert next(bench.scheduler.followers.watch("wait-1", last, lambda: False)) is None
 
 
 def test_watchers_are_told_the_last_of_a_job_before_the_drain_ends_them(bench: Bench) -> None:
     bench.submit("wait-1")
-    watcher = bench.scheduler.watch("wait-1", bench.training("wait-1").last_event, lambda: False)
+    watcher = bench.scheduler.followers.watch("wait-1", bench.training("wait-1").last_event, lambda: False)
     threading.Thread(target=bench.scheduler.drain, args=(30,), daemon=True).start()
     seen: list[JobEvent | None] = []
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from bll.errors import Violation
 from bll_server.errors import InvalidRequest
 
+LOG = "log.txt"
+"""In a job's folder."""
+
 PIECE_BYTES = 64 * 1024
 
 

@@ -11,32 +11,26 @@ import logging
 import math
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Unpack
 
 from bll.errors import ExportError
 from bll.events import Alarm, BlockContinued, BlockProgress, BlockWaiting, CheckpointDamaged, Evaluation, RolledBack
 from bll.plan import Plan
-from bll_server.errors import IllegalState, NotFound, Overloaded, ShuttingDown, StorageFull
+from bll_server.errors import IllegalState, NotFound, ShuttingDown, StorageFull
 from bll_server.jobs import log_file
-from bll_server.jobs.records import Failure, Job, JobEvent, JobSummary, StateChange, check_deletable, plan_to_json
+from bll_server.jobs.followers import Followers
+from bll_server.jobs.records import Failure, Job, JobSummary, check_deletable, plan_to_json
 from bll_server.jobs.report import Report
 from bll_server.jobs.run import Run, describe
-from bll_server.jobs.states import FINAL, REQUESTS, Request, State
+from bll_server.jobs.states import REQUESTS, Request, State
 from bll_server.jobs.store import Store, Submission
 from bll_server.logs import bound
 from bll_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 15.0
-"""Silence after which a watcher gets a sign of life."""
-LOG = "log.txt"
-"""In a job's folder."""
-_LOG_LOOK_S = 0.5
-"""Time between two looks at a log that is being followed."""
 _RETRY_S = 2.0
 """Time between two looks at a disk that was full or failed."""
 _CANCELLED, _PAUSED = f"{Request.CANCEL} by request", f"{Request.PAUSE} by request"
@@ -70,10 +64,12 @@ class Scheduler:
         self._max_jobs = max_jobs
         self._cancel_grace_s = cancel_grace_s
         self._command = command
-        self._watchers = threading.BoundedSemaphore(max_watchers)
+        self._runs: dict[str, Run] = {}
+        self.followers = Followers(
+            store, self._jobs_dir, max_watchers, is_running=self._runs.__contains__, is_ending=self._is_ending
+        )
         self._changed = threading.Condition()
         """Guards what follows; notified when a job was queued or has ended, and when draining begins."""
-        self._runs: dict[str, Run] = {}
         self._draining = False
         self._thread = threading.Thread(target=self._fill_slots, name="scheduler", daemon=True)
 
@@ -140,57 +136,6 @@ class Scheduler:
                 raise
         shutil.rmtree(grave, ignore_errors=True)
 
-    def watch(self, job_id: str, after: int, gone: Callable[[], bool]) -> Iterator[JobEvent | None]:
-        """The events after number `after`, until the state is final; None now and then when nothing happens.
-
-        Ends when `gone()`. Raises NotFound, Overloaded, ShuttingDown.
-        """
-        with self._watcher():
-            # Whoever has seen the last event of a job that is over waits for nothing.
-            job = self._store.get(job_id)
-            final = job.state in FINAL and after >= job.last_event
-            while not final and not gone():
-                ending = self._is_ending(job_id)  # asked first, so that no event can slip in between
-                events = self._store.events(job_id, after)
-                for event in events:
-                    yield event
-                    after = event.number
-                    final = isinstance(event.event, StateChange) and event.event.state in FINAL
-                newest = self._store.last_event(job_id)  # raises NotFound once the job is deleted
-                final = final and after == newest  # else it has been retried since
-                if not events:
-                    if ending:
-                        raise ShuttingDown("the server is shutting down; go on watching when it is back")
-                    started = time.monotonic()
-                    self._store.wait(job_id, after, KEEP_ALIVE_S, lambda: gone() or self._is_ending(job_id))
-                    if time.monotonic() - started >= KEEP_ALIVE_S:
-                        yield None
-
-    def tail(self, job_id: str, offset: int, follow: bool, gone: Callable[[], bool]) -> Iterator[bytes]:
-        """The job's log from byte `offset` on, in pieces; an empty one now and then when nothing is written.
-
-        Ends at the end of what there is, or with `follow` when the job is over, and when `gone()`.
-        Raises NotFound, InvalidRequest, Overloaded, ShuttingDown.
-        """
-        heard = time.monotonic()
-
-        def over() -> bool:
-            final = job_id not in self._runs and self._store.get(job_id).state in FINAL  # raises NotFound
-            return final or not follow or gone()
-
-        def wait() -> bool:
-            nonlocal heard
-            if self._is_ending(job_id):
-                raise ShuttingDown("the server is shutting down; go on reading when it is back")
-            self._store.wait(job_id, self._store.last_event(job_id), _LOG_LOOK_S, gone)
-            silent = time.monotonic() - heard >= KEEP_ALIVE_S
-            heard = time.monotonic() if silent else heard
-            return silent
-
-        with self._watcher():
-            over()
-            yield from log_file.follow(self._jobs_dir / job_id / LOG, offset, over, wait)
-
     def drain(self, timeout_s: float) -> None:
         """Take no new jobs, stop the running ones at their next marker, kill those that have not ended in time.
 
@@ -207,16 +152,6 @@ class Scheduler:
                 run.kill()
             self._changed.wait_for(lambda: not self._runs)
         self._thread.join()
-
-    @contextlib.contextmanager
-    def _watcher(self) -> Iterator[None]:
-        """One of those who may watch at the same time. Raises Overloaded."""
-        if not self._watchers.acquire(blocking=False):
-            raise Overloaded("too many jobs are being watched at the same time")
-        try:
-            yield
-        finally:
-            self._watchers.release()
 
     def _is_ending(self, job_id: str) -> bool:
         """The server is draining and has nothing more to tell of the job."""
@@ -288,7 +223,7 @@ class Scheduler:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "plan.json").write_text(plan_to_json(job.plan))
-                run = Run([*self._command, str(folder), str(self._datasets)], folder / LOG)
+                run = Run([*self._command, str(folder), str(self._datasets)], folder / log_file.LOG)
             except OSError as error:
                 failure = Failure("OSError", f"the job cannot be started: {error}")
                 threading.Thread(target=self._give_up, args=(job_id, failure), daemon=True).start()
@@ -370,7 +305,7 @@ class Scheduler:
         elif self._draining:
             self._settle(job.job_id, State.QUEUED, _goes_on("the server was stopped", now))
         else:
-            how = f"the training process {describe(status)}; its log is {folder / LOG} on the server"
+            how = f"the training process {describe(status)}; its log is {folder / log_file.LOG} on the server"
             self._fail(job.job_id, Failure("ProcessDied", how))
 
     def _give_up(self, job_id: str, failure: Failure) -> None:

@@ -144,7 +144,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         if request.after_event < 0:
             raise InvalidRequest(Violation("after_event", f"must not be negative, got {request.after_event}"))
         context.add_callback(self._store.wake)  # so that a watcher that has gone gives its thread back at once
-        for event in self._scheduler.watch(job_id, request.after_event, lambda: not context.is_active()):
+        for event in self._scheduler.followers.watch(job_id, request.after_event, lambda: not context.is_active()):
             yield training_pb2.WatchJobResponse(event=convert.event_message(event) if event else None)
 
     def TailLogs(
@@ -152,7 +152,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     ) -> Iterator[training_pb2.TailLogsResponse]:
         job_id, offset = _job_id(request.name), request.offset
         context.add_callback(self._store.wake)  # as in WatchJob
-        for piece in self._scheduler.tail(job_id, offset, request.follow, lambda: not context.is_active()):
+        for piece in self._scheduler.followers.tail(job_id, offset, request.follow, lambda: not context.is_active()):
             offset += len(piece)
             yield training_pb2.TailLogsResponse(data=piece, next_offset=offset)
 
