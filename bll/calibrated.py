@@ -33,20 +33,25 @@ class Calibrated(NamedTuple):
 class CalibratedNetwork(nn.Module):
     """A trained network and what was fitted to its answers."""
 
-    def __init__(self, network: Network, temperature: float, ood: OodScore) -> None:
+    def __init__(self, network: Network, calibration: Calibration, ood: OodScore) -> None:
         super().__init__()
         self.network = network
-        self.temperature = temperature
+        self.temperatures = [head.temperature for head in calibration.depths]
+        """Of the mixture of the first exits, by how many they are."""
         self.ood = ood
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The fields of the network's prediction for plain samples, then those of `Calibrated`."""
         outputs, alphas = self.network.boundaries(inputs)
         prediction = self.network.prediction(alphas)
-        smallest = torch.finfo(prediction.probabilities.dtype).tiny
-        log_mixture_BC = prediction.probabilities.clamp(min=smallest).log()
-        tempered_BC = torch.softmax(log_mixture_BC / self.temperature, dim=-1)
+        tempered_BC = tempered(prediction.probabilities, self.temperatures[-1])
         return (*prediction, *Calibrated(tempered_BC, self.ood(outputs)))
+
+
+def tempered(probabilities_BC: Tensor, temperature: float) -> Tensor:
+    """softmax(log p / T), shape (B, C)."""
+    smallest = torch.finfo(probabilities_BC.dtype).tiny
+    return torch.softmax(probabilities_BC.clamp(min=smallest).log() / temperature, dim=-1)
 
 
 @torch.no_grad()
@@ -58,7 +63,7 @@ def fit_calibrated(network: Network, dataset: Dataset, seed: int) -> tuple[Calib
     calibration = calibrate(exit_log_probs(network, dataset.validation), dataset.validation.targets)
     train = Split(dataset.train.inputs[:MAX_ROWS], dataset.train.targets[:MAX_ROWS])
     ood = fit_ood_score(lambda inputs: network.boundaries(inputs)[0], _batches(train), train.targets, seed)
-    return CalibratedNetwork(network, calibration.mixture.temperature, ood).eval(), calibration
+    return CalibratedNetwork(network, calibration, ood).eval(), calibration
 
 
 @torch.no_grad()

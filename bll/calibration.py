@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bll.early_exit import EarlyExit, choose_early_exits, early_exit_from_dict
 from bll.evaluation import ScoreMeter
 from bll.events import Scores
 from bll.exits import log_mixture
@@ -53,6 +54,10 @@ class Calibration:
     mixture: HeadCalibration
     exits: tuple[HeadCalibration, ...]
     """One per block. Sets of different exits are not nested."""
+    depths: tuple[HeadCalibration, ...] = ()
+    """Of the mixture of the first exits, by how many they are: the last is `mixture`. None in older manifests."""
+    early_exits: tuple[EarlyExit, ...] = ()
+    """Thresholds on the largest calibrated probability after each block, by the loss of accuracy that they tolerate."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,17 @@ class CalibrationScores:
 def calibrate(log_exits_KBC: NDArray[np.floating], targets_B: NDArray[np.integer]) -> Calibration:
     """The calibration that log p_k(y|x) of validation rows and their true classes give."""
     log_exits_KBC = log_exits_KBC.astype(np.float64)
+    mixtures = [log_mixture(log_exits_KBC[:count]) for count in range(1, len(log_exits_KBC) + 1)]
+    depths = tuple(_calibrate_head(log_probs_BC, targets_B) for log_probs_BC in mixtures)
+    tempered = [tempered_log_probs(each_BC, head.temperature) for each_BC, head in zip(mixtures, depths, strict=True)]
+    confidence_KB = np.exp(np.stack([each_BC.max(1) for each_BC in tempered]))
+    correct_KB = np.stack([each_BC.argmax(1) == targets_B for each_BC in mixtures])
     return Calibration(
         rows=len(targets_B),
-        mixture=_calibrate_head(log_mixture(log_exits_KBC), targets_B),
+        mixture=depths[-1],
         exits=tuple(_calibrate_head(log_probs_BC, targets_B) for log_probs_BC in log_exits_KBC),
+        depths=depths,
+        early_exits=choose_early_exits(confidence_KB, correct_KB),
     )
 
 
@@ -175,7 +187,13 @@ def score_calibration(
 
 def calibration_from_dict(values: Mapping[str, Any]) -> Calibration:
     """The calibration whose `dataclasses.asdict` went through JSON."""
-    return Calibration(values["rows"], _head(values["mixture"]), tuple(_head(head) for head in values["exits"]))
+    return Calibration(
+        rows=values["rows"],
+        mixture=_head(values["mixture"]),
+        exits=tuple(_head(head) for head in values["exits"]),
+        depths=tuple(_head(head) for head in values.get("depths", ())),
+        early_exits=tuple(early_exit_from_dict(each) for each in values.get("early_exits", ())),
+    )
 
 
 def calibration_scores_from_dict(values: Mapping[str, Any]) -> CalibrationScores:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,11 @@ from bll.regression.calibration import (
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
+INPUT = "input"
+"""The name of the samples among the inputs of a graph."""
+PAST = "past_"
+"""What the name of an input begins with that a block's graph takes from that of the block before."""
+_FILE = re.compile(r"[a-z0-9-]{1,60}\.onnx")
 FORMAT = 1
 """Raised when a reader of the old layout would misread the new one."""
 
@@ -45,6 +51,26 @@ class TensorInfo:
     dtype: str
     """numpy's name of it, such as `float32`."""
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph beside that of the whole network."""
+
+    file: str
+    digest: str
+    """SHA-256 of the file, in hex."""
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def __post_init__(self) -> None:
+        if not _FILE.fullmatch(self.file):
+            raise ValueError(f"file must match {_FILE.pattern}, got {self.file!r:.100}")
+
+    def feed(self, samples: T, before: Mapping[str, T]) -> dict[str, T]:
+        """What the graph of a block takes, by name: samples, or what the block before has given."""
+        names = [tensor.name for tensor in self.inputs]
+        return {name: samples if name == INPUT else before[name.removeprefix(PAST)] for name in names}
 
 
 @dataclass(frozen=True)
@@ -81,7 +107,18 @@ class Manifest:
     """As `calibration_scores`, of real-valued targets."""
     continuations: tuple[Continuation, ...] = ()
     """Blocks that went on with older weights when their worker was lost, under `executor.recovery` `continue`."""
+    blocks: tuple[GraphFile, ...] = ()
+    """The graphs of the blocks, from left to right; each answers for all exits so far. None in older manifests, and of
+    real-valued targets."""
+    labelled: GraphFile | None = None
+    """From the `target` and what the blocks give as `alpha`: the posteriors of labelled rows. None as `blocks`."""
     format: int = FORMAT
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Every graph with the digest of its file."""
+        more = (*self.blocks, *([self.labelled] if self.labelled else ()))
+        return {MODEL_FILE: self.model_digest} | {graph.file: graph.digest for graph in more}
 
     def write(self, directory: Path) -> None:
         """Write `manifest.json` to disk, into `directory`, which is not yet visible to readers."""
@@ -93,7 +130,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path, *, check_digest: bool = True) -> Manifest:
-    """The manifest in `directory`.
+    """The manifest in `directory`. Where the graphs of the blocks are not beside it, it has none.
 
     Raises ExportError if it is missing, damaged, of another format, or does not belong to the model beside it.
     """
@@ -119,13 +156,19 @@ def read_manifest(directory: Path, *, check_digest: bool = True) -> Manifest:
             regression_calibration_scores=_optional(
                 regression_calibration_scores_from_dict, values.pop("regression_calibration_scores", None)
             ),
+            blocks=tuple(map(_graph_file, values.pop("blocks", ()))),
+            labelled=_optional(_graph_file, values.pop("labelled", None)),
             continuations=tuple(Continuation(**each) for each in values.pop("continuations", ())),
             **values,
         )
     except (OSError, ValueError, KeyError, TypeError, InvalidConfig) as error:
         raise ExportError(f"{path}: not a readable manifest: {error}") from error
-    if check_digest and (found := file_digest(directory / MODEL_FILE)) != manifest.model_digest:
-        raise ExportError(f"{directory / MODEL_FILE}: SHA-256 must be {manifest.model_digest}, got {found}")
+    parts = [file for file in manifest.files if file != MODEL_FILE]
+    if parts and not any((directory / file).exists() for file in parts):  # somebody kept the whole graph alone
+        manifest = replace(manifest, blocks=(), labelled=None)
+    for file, digest in manifest.files.items() if check_digest else ():
+        if (found := file_digest(directory / file)) != digest:
+            raise ExportError(f"{directory / file}: SHA-256 must be {digest}, got {found}")
     return manifest
 
 
@@ -140,6 +183,10 @@ def file_digest(path: Path) -> str:
 
 def _optional(parse: Callable[[dict[str, Any]], T], values: dict[str, Any] | None) -> T | None:
     return None if values is None else parse(values)
+
+
+def _graph_file(values: dict[str, Any]) -> GraphFile:
+    return GraphFile(values["file"], values["digest"], _tensors(values["inputs"]), _tensors(values["outputs"]))
 
 
 def _tensors(values: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:

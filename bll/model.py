@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bll.calibrated import Calibrated, exit_log_probs, fit_calibrated
+from bll.calibrated import Calibrated, CalibratedNetwork, exit_log_probs, fit_calibrated
 from bll.calibration import Calibration, CalibrationScores, score_calibration
 from bll.choices import TargetName
 from bll.data import Split
@@ -25,7 +25,9 @@ from bll.exits import EvaluationMeter
 from bll.losses import Objective
 from bll.network import Network
 from bll.plan import Plan
+from bll.rules import Rules
 from bll.sending import Sender
+from bll.steps import Labelled, Step, run
 from bll.trained import Trained, input_batches, lineage, loaded_blocks
 from bll.twins import ClassTable
 from bll.uncertainty import LabelledPosterior, Latent, Prediction, labelled, latent
@@ -71,13 +73,32 @@ class TrainedModel(Trained):
         """The module that answers with `output_names`: the network as calibrated, or as it is."""
         return self._fitted[0]
 
-    def predict(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """`served`, block by block."""
+        calibrated = self.served if isinstance(self.served, CalibratedNetwork) else None
+        return tuple(Step(self.network, index, calibrated).eval() for index in range(self.plan.num_blocks))
+
+    @cached_property
+    def labelled(self) -> Labelled:
+        """What tells the posteriors of labelled rows, in an export."""
+        return Labelled(self.network)
+
+    @torch.no_grad()
+    def predict(self, inputs: np.ndarray, blocks: int | None = None) -> dict[str, np.ndarray]:
         """The fields of `bll.uncertainty.Prediction` and, of targets of one class, `bll.calibrated.Calibrated` by name.
 
         `inputs` has shape (B, *input_shape); uint8 images are scaled to [0, 1], floats are taken as they are.
-        Raises DataError for another shape or dtype.
+        With `blocks`, only so many are run, from the left, and their exits alone answer.
+        Raises DataError for another shape or dtype, InvalidConfig for more blocks than there are, or none.
         """
-        return self._answers(self.served, self.output_names, inputs)
+        if blocks is None:
+            return self._answers(self.served, self.output_names, inputs)
+        rules = Rules()
+        rules.whole("blocks", blocks, 1, self.plan.num_blocks)
+        rules.done()
+        parts = [run(self.steps[:blocks], batch) for batch in self._batches(inputs)]
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in self.output_names}
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """The mixture's probabilities as the network gives them, shape (B, C). Raises as `predict` does."""

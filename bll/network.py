@@ -11,7 +11,7 @@ from bll.losses import Objective
 from bll.readouts import Readout
 from bll.sending import Sender
 from bll.twins import ClassTable
-from bll.uncertainty import Prediction, of_samples, predict
+from bll.uncertainty import Prediction, predict
 
 
 class Network(nn.Module):
@@ -58,4 +58,4 @@ class Network(nn.Module):
 
     def prediction(self, alphas: list[Tensor]) -> Prediction:
         """What follows from every block's alpha_k."""
-        return of_samples(predict(self.objective, alphas, self.tables()), self.target_shape)
+        return predict(self.objective, alphas, self.tables(), self.target_shape)

@@ -140,18 +140,24 @@ class OodScore(nn.Module):
         features: Sequence[Features],
         distances: Sequence[ClassDistance],
         scores: Sequence[NormalScore],
-        combined: NormalScore,
+        combined: Sequence[NormalScore],
     ) -> None:
+        """`combined`: for each boundary, the score of the largest of those up to it."""
         super().__init__()
-        self.features = nn.ModuleList(features)
-        self.distances = nn.ModuleList(distances)
-        self.scores = nn.ModuleList(scores)
-        self.combined = combined
+        self.boundaries = nn.ModuleList(
+            nn.Sequential(*parts) for parts in zip(features, distances, scores, strict=True)
+        )
+        self.combined = nn.ModuleList(combined)
 
     def forward(self, outputs: Sequence[Tensor]) -> Tensor:
-        boundaries = zip(self.features, self.distances, self.scores, outputs, strict=True)
-        scores = [score(distance(features(output))) for features, distance, score, output in boundaries]
-        return (1 + torch.erf(self.combined(torch.stack(scores).amax(0)) / math.sqrt(2))) / 2
+        """Of the outputs of all blocks."""
+        scores = [boundary(output) for boundary, output in zip(self.boundaries, outputs, strict=True)]
+        return probability_below(self.combined[-1](torch.stack(scores).amax(0)))
+
+
+def probability_below(score_B: Tensor) -> Tensor:
+    """The probability below each normal score."""
+    return (1 + torch.erf(score_B / math.sqrt(2))) / 2
 
 
 @torch.no_grad()
@@ -170,7 +176,7 @@ def fit_ood_score(
             Features(tuple(output.shape[1:]), derive(seed, "ood", index)) for index, output in enumerate(outputs)
         ]
         gathered.append([own(output) for own, output in zip(features, outputs, strict=True)])
-    distances, scores, largest_B = [], [], None
+    distances, scores, combined, largest_B = [], [], [], None
     for index in range(len(features)):
         rows_BF = torch.cat([parts[index] for parts in gathered])
         # Other rows make the quantiles than made the Gaussians, to which their own rows are nearer than new ones.
@@ -179,9 +185,10 @@ def fit_ood_score(
         scores.append(NormalScore(distances_B.numpy(), _DISTINCT * rows_BF.shape[1]))
         own_B = scores[-1](distances_B)
         largest_B = own_B if largest_B is None else torch.maximum(largest_B, own_B)
+        combined.append(NormalScore(largest_B.numpy(), _DISTINCT))
         distances.append(distance)
-    assert largest_B is not None, "there is no training row"
-    return OodScore(features, distances, scores, NormalScore(largest_B.numpy(), _DISTINCT))
+    assert combined, "there is no training row"
+    return OodScore(features, distances, scores, combined)
 
 
 def shrunk_covariance(residuals_BF: NDArray[np.float64]) -> NDArray[np.float64]:

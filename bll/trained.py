@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from bll.errors import CheckpointError, DataError
 from bll.lineage import Continuation
 from bll.manifest import Manifest
 from bll.plan import Plan
+
+if TYPE_CHECKING:
+    from bll.steps import Labelled, Step
 
 
 class Trained(ABC):
@@ -40,6 +43,16 @@ class Trained(ABC):
     @abstractmethod
     def served(self) -> nn.Module:
         """The module that answers with `output_names`."""
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """`served` block by block; none where targets are real-valued."""
+        return ()
+
+    @property
+    def labelled(self) -> Labelled | None:
+        """What tells the posteriors of labelled rows; None where `steps` are none."""
+        return None
 
     @abstractmethod
     def predict(self, inputs: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -68,7 +81,7 @@ class Trained(ABC):
         return data.as_float(inputs[np.arange(rows) % len(inputs)])
 
     def export(self, directory: Path) -> Manifest:
-        """Write `model.onnx` and its manifest into `directory`. Raises ExportError if the graph answers otherwise."""
+        """Write the graphs and their manifest into `directory`. Raises ExportError if one answers otherwise."""
         from bll.export import export
 
         return export(self, directory)

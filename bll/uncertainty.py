@@ -1,11 +1,13 @@
 """What is known, and how well, when y is not: the prediction of every exit and the variances of every latent.
 
-Shapes: B batch, C classes, N blocks (= exits), P natural parameters per unit, D units.
-The same functions run in training reports, in `TrainedModel.predict` and, traced, inside the exported graph.
+Shapes: B batch, C classes, N blocks (= exits), P natural parameters per unit, D units, Y the shape of one target: ()
+of one class.
+The same functions run in training reports, in `TrainedModel.predict` and, traced, inside the exported graphs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,30 +72,42 @@ class LabelledPosterior(NamedTuple):
     """KL(rho_k || alpha_k), what the class tells of z_k, shape (B,)."""
 
 
-class Prediction(NamedTuple):
-    """Everything that the network says of a batch. Probabilities and variances, in natural units; entropies in nats.
+class Exits(NamedTuple):
+    """What one exit says of a batch, or K in a row."""
 
-    Shapes are those of targets of one class; `of_samples` tells those of targets with positions.
-    """
+    log_product: Tensor
+    """sum_k log p_k(y|x), shape (B, *Y, C)."""
+    exit_probabilities: Tensor
+    """p_k(y|x), shape (B, K, *Y, C)."""
+    posterior_variance: Tensor
+    """Target-marginalised posterior variance of z_k, mean over its units and positions, shape (B, K)."""
+    posterior_variance_between: Tensor
+    """Its part that comes from not knowing the class, shape (B, K)."""
+    forward_variance: Tensor
+    """Variance of z_k under alpha_k, mean over its units and positions, shape (B, K)."""
+
+
+class Prediction(NamedTuple):
+    """Everything that the network says of a batch. Probabilities and variances, in natural units; entropies in nats."""
 
     probabilities: Tensor
-    """The uniform mixture of the exits, shape (B, C): the training loss bounds its likelihood."""
+    """The uniform mixture of the exits, shape (B, *Y, C): the training loss bounds its likelihood."""
     product_probabilities: Tensor
-    """The normalised product of the exits, shape (B, C)."""
+    """The normalised product of the exits, shape (B, *Y, C)."""
     exit_probabilities: Tensor
-    """p_k(y|x), shape (B, N, C); the last is the task head."""
+    """p_k(y|x), shape (B, N, *Y, C); the last is the task head."""
     posterior_variance: Tensor
-    """Target-marginalised posterior variance of z_k, mean over its units, shape (B, N)."""
+    """Target-marginalised posterior variance of z_k, mean over its units and positions, shape (B, N)."""
     posterior_variance_between: Tensor
     """Its part that comes from not knowing the class, shape (B, N)."""
     forward_variance: Tensor
-    """Variance of z_k under alpha_k, mean over its units, shape (B, N)."""
+    """Variance of z_k under alpha_k, mean over its units and positions, shape (B, N)."""
     output_variance: Tensor
-    """1 - sum_y p_y^2 of the mixture, shape (B,)."""
+    """1 - sum_y p_y^2 of the mixture, shape (B, *Y)."""
     entropy: Tensor
-    """Entropy of the mixture, shape (B,)."""
+    """Entropy of the mixture, shape (B, *Y)."""
     exit_disagreement: Tensor
-    """H[mixture] - mean_k H[p_k], shape (B,). The exits share a trunk: they are no independent ensemble."""
+    """H[mixture] - mean_k H[p_k], shape (B, *Y). The exits share a trunk: they are no independent ensemble."""
 
 
 def marginal_posterior(objective: Objective, alpha_BPD: Tensor, table: ClassTable) -> MarginalPosterior:
@@ -141,59 +155,68 @@ def posterior_variance(
     return torch.cat([marginal_posterior(objective, part_BPD, table).variance_BD for part_BPD in parts])
 
 
-def predict(objective: Objective, alphas: list[Tensor], tables: list[ClassTable]) -> Prediction:
-    """The prediction from each block's alpha_k, of shape (B, P, D), and class table."""
-    posteriors = [marginal_posterior(objective, alpha, table) for alpha, table in zip(alphas, tables, strict=True)]
-    log_exits_BNC = torch.stack([posterior.log_probs_BC for posterior in posteriors], dim=1)
-    exits_BNC = log_exits_BNC.exp()
-    mixed = mixture(exits_BNC)
+def predict(
+    objective: Objective, alphas: Sequence[Tensor], tables: Sequence[ClassTable], target_shape: tuple[int, ...] = ()
+) -> Prediction:
+    """The prediction from each block's alpha_k, of shape (B, P, D), and class table.
+
+    Of targets with positions the rows of alpha_k are sites, as many for each sample as its target has positions.
+    """
+    found = zip(alphas, tables, strict=True)
+    return prediction(joined([exit_of(objective, alpha, table, target_shape) for alpha, table in found]))
+
+
+def exit_of(objective: Objective, alpha_BPD: Tensor, table: ClassTable, target_shape: tuple[int, ...] = ()) -> Exits:
+    """What the exit of one block says, from its alpha_k and class table, as in `predict`."""
+    posterior = marginal_posterior(objective, alpha_BPD, table)
+    log_probs_BYC = by_sample(posterior.log_probs_BC, target_shape)
+    variances = (posterior.variance_BD, posterior.between_BD, objective.family.variance(alpha_BPD))
+    return Exits(log_probs_BYC, log_probs_BYC.exp().unsqueeze(1), *(_mean(each, target_shape) for each in variances))
+
+
+def joined(parts: Sequence[Exits]) -> Exits:
+    """What exits say together, in their order."""
+    fields = [torch.cat(values, dim=1) for values in list(zip(*parts, strict=True))[1:]]
+    return Exits(sum((part.log_product for part in parts[1:]), parts[0].log_product), *fields)
+
+
+def prediction(exits: Exits) -> Prediction:
+    """What follows from the exits of the first blocks, or of all."""
+    mixed = mixture(exits.exit_probabilities)
     return Prediction(
         probabilities=mixed.probabilities,
-        product_probabilities=torch.softmax(log_exits_BNC.sum(1), dim=-1),
-        exit_probabilities=exits_BNC,
-        posterior_variance=torch.stack([posterior.variance_BD.mean(-1) for posterior in posteriors], dim=1),
-        posterior_variance_between=torch.stack([posterior.between_BD.mean(-1) for posterior in posteriors], dim=1),
-        forward_variance=torch.stack([objective.family.variance(alpha).mean(-1) for alpha in alphas], dim=1),
+        product_probabilities=torch.softmax(exits.log_product, dim=-1),
+        exit_probabilities=exits.exit_probabilities,
+        posterior_variance=exits.posterior_variance,
+        posterior_variance_between=exits.posterior_variance_between,
+        forward_variance=exits.forward_variance,
         output_variance=mixed.output_variance,
         entropy=mixed.entropy,
         exit_disagreement=mixed.exit_disagreement,
     )
 
 
-def mixture(exits_BNC: Tensor) -> Mixture:
+def mixture(exits_BNYC: Tensor) -> Mixture:
     """The uniform mixture of N distributions a row."""
-    mixture_BC = exits_BNC.mean(1)
-    entropy_B = _entropy(mixture_BC)
+    mixture_BYC = exits_BNYC.mean(1)
+    entropy_BY = _entropy(mixture_BYC)
     return Mixture(
-        probabilities=mixture_BC,
-        output_variance=1 - mixture_BC.square().sum(-1),
-        entropy=entropy_B,
-        exit_disagreement=entropy_B - _entropy(exits_BNC).mean(-1),
+        probabilities=mixture_BYC,
+        output_variance=1 - mixture_BYC.square().sum(-1),
+        entropy=entropy_BY,
+        exit_disagreement=entropy_BY - _entropy(exits_BNYC).mean(1),
     )
 
 
-def of_samples(prediction: Prediction, target_shape: tuple[int, ...]) -> Prediction:
-    """`prediction`, whose rows are sites, by sample: what is said of the target has its shape, (B, *target_shape, ...)
-    with the exits first; the variances of latents are means over the sites.
-    """
-    if not target_shape:
-        return prediction
-    fields = {name: values.unflatten(0, (-1, *target_shape)) for name, values in prediction._asdict().items()}
-    for name in fields.keys() - _OF_TARGETS:
-        fields[name] = fields[name].flatten(1, len(target_shape)).mean(1)
-    fields["exit_probabilities"] = fields["exit_probabilities"].movedim(-2, 1)
-    return Prediction(**fields)
+def by_sample(values: Tensor, target_shape: tuple[int, ...]) -> Tensor:
+    """`values`, whose rows are sites, with a row for each sample: shape (B, *Y, ...)."""
+    return torch.unflatten(values, 0, (-1, *target_shape)) if target_shape else values
 
 
-_OF_TARGETS = {
-    "probabilities",
-    "product_probabilities",
-    "exit_probabilities",
-    "output_variance",
-    "entropy",
-    "exit_disagreement",
-}
-"""Fields of a prediction that are about its target; the others are about latents."""
+def _mean(variance_BD: Tensor, target_shape: tuple[int, ...]) -> Tensor:
+    """Mean over the units and positions of each sample, shape (B, 1)."""
+    mean = by_sample(variance_BD.mean(-1), target_shape)
+    return mean.flatten(1).mean(1, keepdim=True) if target_shape else mean.unsqueeze(1)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

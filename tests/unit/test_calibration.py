@@ -23,6 +23,7 @@ from bll.calibration import (
     score_calibration,
     tempered_log_probs,
 )
+from bll.early_exit import TOLERATED_LOSSES
 from bll.errors import InvalidConfig
 from bll.events import Scores
 
@@ -130,6 +131,11 @@ def test_every_head_is_calibrated_by_itself_and_goes_through_json() -> None:
     for head, own in zip((calibration.mixture, *calibration.exits), (mixture, *exits), strict=True):
         assert head.temperature == pytest.approx(fit_temperature(own, targets), rel=1e-6)
         assert head.thresholds == pytest.approx(conformal_thresholds(np.exp(own[np.arange(500), targets])))
+    for depth, head in enumerate(calibration.depths, 1):
+        own = np.log(np.exp(exits[:depth]).mean(0))
+        assert head.temperature == pytest.approx(fit_temperature(own, targets), rel=1e-6)
+    assert calibration.depths[-1] == calibration.mixture
+    assert [each.max_accuracy_loss for each in calibration.early_exits] == list(TOLERATED_LOSSES)
     scores = score_calibration(calibration, "test", exits, targets)
     assert calibration_from_dict(json.loads(json.dumps(asdict(calibration)))) == calibration
     assert calibration_scores_from_dict(json.loads(json.dumps(asdict(scores)))) == scores

@@ -112,7 +112,7 @@ def test_fitting_again_gives_the_same_bits_and_many_features_are_projected() -> 
         return [torch.sin(inputs @ torch.linspace(-1, 1, 5 * 600).reshape(5, 600))]
 
     first, second = fitted(wide, 1200), fitted(wide, 1200)
-    assert first.state_dict()["features.0.directions"].shape == (600, 512)
+    assert first.state_dict()["boundaries.0.0.directions"].shape == (600, 512)
     for name, tensor in first.state_dict().items():
         torch.testing.assert_close(tensor, second.state_dict()[name], rtol=0, atol=0)
 

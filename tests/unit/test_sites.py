@@ -23,7 +23,7 @@ from bll.plain import from_dict
 from bll.readouts import SiteReadout
 from bll.sites import NearestCells
 from bll.twins import ClassTable
-from bll.uncertainty import Prediction, of_samples, predict
+from bll.uncertainty import Prediction, predict
 
 FAMILY = Gaussian(1e-3, 1e2)
 
@@ -99,7 +99,7 @@ def test_a_prediction_of_samples_is_that_of_its_sites_put_in_place(target_shape:
     objective = Objective(Bernoulli(), LossConfig(LossName.EVIDENCE))
     alphas = [torch.randn(rows, *target_shape, 1, 5, generator=generator) for _ in range(2)]
     tables = [ClassTable(torch.randn(3, 1, 5, generator=generator), torch.zeros(3)) for _ in range(2)]
-    found = of_samples(predict(objective, [a.view(-1, 1, 5) for a in alphas], tables), target_shape)
+    found = predict(objective, [a.view(-1, 1, 5) for a in alphas], tables, target_shape)
     assert found.exit_probabilities.shape == (rows, 2, *target_shape, 3)
     assert found.posterior_variance.shape == (rows, 2)
     for row in range(rows):
