@@ -261,9 +261,11 @@ class AsyncClient:
                 stream.cancel()
             return download.finish()
 
-    async def predict(self, model: str, inputs: Array, head: Head | str = Head.MIXTURE) -> Prediction:
+    async def predict(
+        self, model: str, inputs: Array, head: Head | str = Head.MIXTURE, *, priority: int | None = None
+    ) -> Prediction:
         """As `Client.predict`."""
-        return await self._send(_calls.predict(model, inputs, head))
+        return await self._send(_calls.predict(model, inputs, head, priority))
 
     async def _unfinished(self, dataset_id: str) -> Upload | None:
         call = _calls.get_upload(dataset_id)

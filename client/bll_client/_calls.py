@@ -219,15 +219,17 @@ def delete_dataset(name: str) -> Call[datasets_pb2.DeleteDatasetRequest, dataset
 
 
 def predict(
-    model: str, inputs: Array, head: Head | str
+    model: str, inputs: Array, head: Head | str, priority: int | None
 ) -> Call[inference_pb2.PredictRequest, inference_pb2.PredictResponse, Prediction]:
     """Raises InvalidInput."""
     try:
         head = Head(head)
-        tensor = tensors.to_tensor(np.asarray(inputs))
+        request = inference_pb2.PredictRequest(
+            model=model_name(model),
+            input=tensors.to_tensor(np.asarray(inputs)),
+            head=inference_pb2.Head.Value(f"HEAD_{head.name}"),
+            priority=priority or 0,
+        )
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    request = inference_pb2.PredictRequest(
-        model=model_name(model), input=tensor, head=inference_pb2.Head.Value(f"HEAD_{head.name}")
-    )
     return Call(lambda stubs: stubs.inference.Predict, request, lambda response: read(Prediction, response))

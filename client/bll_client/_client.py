@@ -320,14 +320,17 @@ class Client:
                 stream.cancel()
             return download.finish()
 
-    def predict(self, model: str, inputs: Array, head: Head | str = Head.MIXTURE) -> Prediction:
+    def predict(
+        self, model: str, inputs: Array, head: Head | str = Head.MIXTURE, *, priority: int | None = None
+    ) -> Prediction:
         """A distribution over classes with its uncertainties, for each row of `inputs`.
 
         `model` is `models/{id}` or the bare id for the newest version, or `models/{id}/versions/{version}`. `inputs`
-        has shape (rows, *input shape) and the dtype that the model's metadata names.
+        has shape (rows, *input shape) and the dtype that the model's metadata names. Of the calls that wait for a
+        model, `priority` 1 goes first; None means 100.
         Raises NotFound, InvalidArgument, InvalidInput, Unavailable.
         """
-        return self._send(_calls.predict(model, inputs, head))
+        return self._send(_calls.predict(model, inputs, head, priority))
 
     def _unfinished(self, dataset_id: str) -> Upload | None:
         """Raises grpc.RpcError, since the caller may try again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -43,7 +44,9 @@ def serve_command(argv: list[str]) -> int:
     os.read(told, 1)
     for number in signals:
         signal.signal(number, signal.SIG_DFL)  # asked a second time, end at once
-    server.stop()
+    if not server.stop():
+        logging.shutdown()
+        os._exit(0)  # the interpreter would wait for the thread
     return 0
 
 

@@ -6,14 +6,16 @@ import fcntl
 import logging
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import IO
 
 import grpc
 
+from bll.cores import usable_cores
 from bll.data import stored
 from bll_proto import oip
 from bll_proto.v1 import (
@@ -37,6 +39,8 @@ from bll_server.jobs.planner import Planner
 from bll_server.jobs.scheduler import Scheduler
 from bll_server.jobs.store import Store
 from bll_server.metrics import Metrics, MetricsServer
+from bll_server.models.batcher import Batcher
+from bll_server.models.queue import Budget
 from bll_server.models.registry import Registry
 from bll_server.models.session import Sessions
 from bll_server.services.datasets import DatasetServicer
@@ -46,7 +50,9 @@ from bll_server.services.models import ModelServicer
 from bll_server.services.oip import add_oip
 from bll_server.services.training import TrainingServicer
 from bll_server.settings import Settings
+from bll_server.threads import BoundedThreads
 from bll_server.tls import BadCertificate, Certificates
+from bll_server.tracing import NoTracing, Tracing, tracing_to
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +75,11 @@ SLOW = (f"/{SERVICES[1]}/DownloadModel", "/grpc.reflection.v1alpha.ServerReflect
 _SLOW_THREADS = 8
 
 UPLOAD = f"/{SERVICES[3]}/UploadDataset"
+
+PREDICT = (f"/{SERVICES[2]}/Predict", f"/{SERVICES[4]}/ModelInfer")
+
+_MAX_QUEUED_ROWS = 65_536
+"""Of all predictions that wait or run: what they hold beside their inputs grows with their rows."""
 
 _UPLOAD_THREADS = 4
 """Files that are taken at the same time; more wait for their turn."""
@@ -117,7 +128,7 @@ class Server:
                 publish,
                 metrics,
                 data_dir,
-                command,
+                ("nice", "-n", str(settings.job_niceness), *command),
                 max_jobs=settings.max_jobs,
                 max_watchers=settings.max_watchers,
                 cancel_grace_s=settings.cancel_grace_s,
@@ -129,9 +140,15 @@ class Server:
             stack.callback(slow.shutdown, wait=False)
             uploads = ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload")
             stack.callback(uploads.shutdown, wait=False)
-            pools = {UPLOAD: uploads} | dict.fromkeys(WATCH, watchers) | dict.fromkeys(SLOW, slow)
+            self._predictions = BoundedThreads(settings.max_predictions, "predict")
+            stack.callback(self._predictions.shutdown, wait=False)
+            pools: dict[str, ThreadPoolExecutor] = {UPLOAD: uploads} | dict.fromkeys(PREDICT, self._predictions)
+            pools |= dict.fromkeys(WATCH, watchers) | dict.fromkeys(SLOW, slow)
             gate = Gate(Tokens(data_dir / TOKENS), store.owner, always=settings.open_to_others)
-            self._grpc = _grpc_server(settings, Boundary(metrics, gate, audit, pools))
+            tracing = stack.enter_context(closing(_tracing(settings))) if settings.trace_endpoint else None
+            boundary = Boundary(metrics, gate, audit, pools, settings.log_calls, tracing)
+            self._grpc = _grpc_server(settings, boundary)
+            batcher = _batcher(settings, metrics)
             uploaded = data_dir / "datasets" / stored.FOLDER
             datasets = Datasets(uploaded, _quota(settings), _LIMITS, store.learning_from)
             stack.callback(datasets.close)
@@ -141,8 +158,8 @@ class Server:
             training_pb2_grpc.add_TrainingServiceServicer_to_server(training, self._grpc)
             models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(registry), self._grpc)
             datasets_pb2_grpc.add_DatasetServiceServicer_to_server(DatasetServicer(datasets), self._grpc)
-            inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(sessions), self._grpc)
-            add_oip(self._grpc, sessions, ready=lambda: not self._draining.is_set())
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(sessions, batcher), self._grpc)
+            add_oip(self._grpc, sessions, batcher, ready=lambda: not self._draining.is_set())
             self._health.add_to(self._grpc)
             add_reflection(self._grpc, SERVICES)
             try:
@@ -161,14 +178,27 @@ class Server:
             self._grpc.start()
             self._stack = stack.pop_all()
 
-    def stop(self) -> None:
-        """Drain: no new jobs, running ones to their next marker and back into the queue; then end."""
-        log.info("draining for at most %g s", self._settings.drain_s)
+    def stop(self) -> bool:
+        """Drain: no new jobs, running ones to their next marker and back into the queue; then end.
+
+        False if a prediction still runs, in a library that does not come back: its thread would keep the process.
+        """
+        log.info("draining for at most %g s", max(self._settings.drain_s, self._settings.pre_stop_s))
+        seen_s = time.monotonic() + self._settings.pre_stop_s
         self._draining.set()
         self._health.drain()
         self._scheduler.drain(self._settings.drain_s)
+        time.sleep(max(seen_s - time.monotonic(), 0))  # calls are answered meanwhile
         self._grpc.stop(min(_LONGEST_CALL_S, self._settings.drain_s)).wait()
         self._stack.close()
+        return not self._predictions.open_calls
+
+
+def _tracing(settings: Settings) -> Tracing:
+    try:
+        return tracing_to(settings.trace_endpoint)
+    except NoTracing as error:
+        raise CannotStart(str(error)) from error
 
 
 def _quota(settings: Settings) -> Quota:
@@ -177,6 +207,11 @@ def _quota(settings: Settings) -> Quota:
         total_bytes=settings.max_datasets_mb * 2**20,
         abandoned_after_s=settings.keep_uploads_h * 3600,
     )
+
+
+def _batcher(settings: Settings, metrics: Metrics) -> Batcher:
+    budget = Budget(settings.max_predictions, _MAX_QUEUED_ROWS, settings.max_predictions_mb * 2**20)
+    return Batcher(metrics, budget, parallel=usable_cores(), delay_s=settings.batch_delay_ms / 1000)
 
 
 def _grpc_server(settings: Settings, boundary: Boundary) -> grpc.Server:
@@ -193,8 +228,19 @@ def _grpc_server(settings: Settings, boundary: Boundary) -> grpc.Server:
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            *_connection_age(settings),
         ],
     )
+
+
+def _connection_age(settings: Settings) -> list[tuple[str, int]]:
+    """Clients that connect anew spread over servers that were added since; streams are given time to end."""
+    if not settings.max_connection_age_s:
+        return []
+    return [
+        ("grpc.max_connection_age_ms", round(1000 * settings.max_connection_age_s)),
+        ("grpc.max_connection_age_grace_ms", round(1000 * _LONGEST_CALL_S)),
+    ]
 
 
 def _listen(server: grpc.Server, settings: Settings) -> int:

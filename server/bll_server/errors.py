@@ -8,6 +8,7 @@ ServerError
 ├── IllegalState      the job's state does not allow the call
 ├── StaleEtag         the resource has changed since the caller read it
 ├── ModelNotReady     the model cannot answer now
+├── Busy              the model could not answer in time
 ├── Overloaded        a limit of this server is reached
 ├── ShuttingDown      the server is draining
 ├── StorageFull       the disk is full
@@ -59,6 +60,14 @@ class StaleEtag(ServerError):
 
 class ModelNotReady(ServerError):
     """The model cannot answer now."""
+
+
+class Busy(ServerError):
+    """The model could not answer in time, or has no room for the call."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
 
 
 class Overloaded(ServerError):

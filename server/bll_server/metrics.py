@@ -92,6 +92,15 @@ class Metrics:
         self.inference_compute_seconds = self._of_model(
             "bll_inference_compute_seconds", "Time of one run of the graph.", _SECONDS
         )
+        self.inference_queue_seconds = self._of_model(
+            "bll_inference_queue_seconds", "Time that a call waited for its model.", _SECONDS
+        )
+        self.inference_unanswered = Counter(
+            "bll_inference_unanswered",
+            "Calls that did not run: refused when they came, or dropped when nobody waited any more.",
+            [*_MODEL, "outcome"],
+            registry=self.registry,
+        )
         self.inference_batch_rows = self._of_model("bll_inference_batch_rows", "Rows of one run of the graph.", _ROWS)
         self.inference_entropy = RowHistogram(
             "bll_inference_predictive_entropy_nats",

@@ -43,6 +43,12 @@ class Settings(BaseSettings):
         default=100, ge=1, le=100_000, description="Jobs of one owner of tokens that are not over."
     )
     max_jobs: int = Field(default=1, ge=1, le=64, description="Jobs that train at the same time.")
+    job_niceness: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="How far jobs step back where cores are short; as nice(1).",
+    )
     max_message_mb: int = Field(default=64, ge=1, le=1024, description="Largest request or answer, in MiB.")
     max_calls: int = Field(
         default=4096, ge=1, le=65_536, description="Calls and streams that are open at the same time, of all clients."
@@ -58,9 +64,39 @@ class Settings(BaseSettings):
     keep_uploads_h: float = Field(
         default=24.0, ge=0, le=8760, description="Hours until an unfinished upload that nobody goes on with is removed."
     )
-    threads: int = Field(default=16, ge=1, le=256, description="Threads that answer calls.")
+    threads: int = Field(default=16, ge=1, le=256, description="Threads that answer calls other than predictions.")
+    max_predictions: int = Field(
+        default=128,
+        ge=1,
+        le=4096,
+        description="Predictions in the server at a time; one more is refused at once.",
+    )
+    max_predictions_mb: int = Field(
+        default=256, ge=1, le=2**16, description="Inputs of predictions that wait or run, in MiB."
+    )
+    batch_delay_ms: float = Field(
+        default=0.0, ge=0, le=1000, description="How long a prediction waits for others to run with; 0: not at all."
+    )
     drain_s: float = Field(
         default=20.0, ge=0, le=3600, description="Seconds that running jobs are given when the server is told to stop."
+    )
+    pre_stop_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="Seconds that a server told to stop still takes calls, until balancers see it NOT_SERVING.",
+    )
+    max_connection_age_s: float = Field(
+        default=0.0, ge=0, le=10**6, description="Seconds until a client is asked to connect anew; 0: never."
+    )
+    log_calls: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Fraction of calls that the log has a line for; above 0, all that fail.",
+    )
+    trace_endpoint: str = Field(
+        default="", description="URL of an OTLP collector (gRPC) that gets a span of each call; needs the extra otel."
     )
     cancel_grace_s: float = Field(
         default=10.0,

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from bll_proto.v1 import errors_pb2 as reasons
 from bll_server.errors import (
     DOMAIN,
+    Busy,
     DatasetExists,
     DatasetInUse,
     IllegalState,
@@ -36,6 +37,8 @@ TABLE: dict[type[ServerError], tuple[grpc.StatusCode, reasons.ErrorReason.ValueT
     IllegalState: (grpc.StatusCode.FAILED_PRECONDITION, reasons.ERROR_REASON_JOB_STATE),
     StaleEtag: (grpc.StatusCode.ABORTED, reasons.ERROR_REASON_ETAG_MISMATCH),
     ModelNotReady: (grpc.StatusCode.UNAVAILABLE, reasons.ERROR_REASON_MODEL_NOT_READY),
+    # Not RESOURCE_EXHAUSTED, which clients do not try again.
+    Busy: (grpc.StatusCode.UNAVAILABLE, reasons.ERROR_REASON_OVERLOADED),
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_OVERLOADED),
     ShuttingDown: (grpc.StatusCode.UNAVAILABLE, reasons.ERROR_REASON_SHUTTING_DOWN),
     StorageFull: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_STORAGE_FULL),
@@ -48,7 +51,9 @@ TABLE: dict[type[ServerError], tuple[grpc.StatusCode, reasons.ErrorReason.ValueT
 }
 
 _RETRY = (ModelNotReady, Overloaded, ShuttingDown)
-_RETRY_AFTER_S = 1
+_RETRY_AFTER_S = 1.0
+_SOONEST_S, _LATEST_S = 0.05, 5.0
+"""Bounds of what a busy model asks its callers to wait."""
 
 _MOST_VIOLATIONS = 10
 """Message and details travel in headers, of which a client takes 8 KiB: with more it sees a broken stream."""
@@ -69,10 +74,18 @@ def status_of(error: BaseException, request_id: str) -> status_pb2.Status:
         for violation in error.violations[:_MOST_VIOLATIONS]:
             bad.field_violations.add(field=_short(violation.field, 80), description=_short(violation.description, 220))
         status.details.append(_packed(bad))
-    elif isinstance(error, _RETRY):
-        delay = duration_pb2.Duration(seconds=_RETRY_AFTER_S)
+    elif (delay_s := retry_after_s(error)) is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(delay_s * 1000))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     return status
+
+
+def retry_after_s(error: BaseException) -> float | None:
+    """How long a caller should wait before another try; None where that would not help."""
+    if isinstance(error, Busy):
+        return min(max(error.retry_after_s, _SOONEST_S), _LATEST_S)
+    return _RETRY_AFTER_S if isinstance(error, _RETRY) else None
 
 
 def _status(code: grpc.StatusCode, message: str, info: error_details_pb2.ErrorInfo) -> status_pb2.Status:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 
@@ -57,6 +59,23 @@ def test_job_interrupted_by_sigterm_goes_on_after_a_restart_and_succeeds(start_s
     resumed = next(i for i, event in enumerate(events) if event.state_change.state == training_pb2.JOB_STATE_RUNNING)
     steps = [event.block_progress.step for event in events[resumed:] if event.HasField("block_progress")]
     assert min(steps) > saved.checkpoint_saved.step, "the job began anew"
+
+
+def test_server_that_is_told_to_stop_says_so_and_answers_until_balancers_have_seen_it(start_server: Any) -> None:
+    server = start_server("--pre-stop-s", "2")
+    with grpc.insecure_channel(server.address) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        states = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(states).status == health_pb2.HealthCheckResponse.SERVING
+        server.terminate()
+        assert next(states).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            urllib.request.urlopen(server.metrics_url.replace("/metrics", "/healthz"), timeout=10)
+        refused.value.close()
+        stub = training_pb2_grpc.TrainingServiceStub(channel)
+        assert not stub.ListJobs(training_pb2.ListJobsRequest(), timeout=10).jobs
+        states.cancel()
+        assert server.wait() == 0
 
 
 def test_serving_process_never_loads_torch(server: Any, job: training_pb2.Job) -> None:

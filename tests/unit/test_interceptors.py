@@ -16,9 +16,10 @@ from bll_server import logs
 from bll_server.auth.audit import AUDIT, Audit
 from bll_server.auth.gate import Gate
 from bll_server.auth.tokens import Tokens
-from bll_server.errors import NotFound
+from bll_server.errors import Busy, NotFound
 from bll_server.interceptors import Boundary
 from bll_server.metrics import Metrics
+from bll_server.threads import BoundedThreads
 
 GET = "/bll.v1.TrainingService/GetJob"
 
@@ -29,6 +30,8 @@ class Servicer(training_pb2_grpc.TrainingServiceServicer):
             raise NotFound("no job is named 'none'")
         if request.name == "bug":
             raise KeyError("a secret")
+        if request.name == "busy":
+            raise Busy("too many are here", 0.25)
         if request.name == "own":
             context.abort(grpc.StatusCode.DATA_LOSS, "said by the method")
         return training_pb2.GetJobResponse(job=training_pb2.Job(name=request.name))
@@ -103,6 +106,76 @@ def test_an_unexpected_error_is_logged_and_leaves_without_its_text(
     assert "secret" not in details
     assert "mine-1" in details
     assert any(record.exc_info and "a secret" in str(record.exc_info[1]) for record in caplog.records)
+
+
+def test_a_busy_model_asks_its_callers_to_wait_in_details_and_in_what_grpc_reads(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        get(channel, "busy")
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "250"
+    status = rpc_status.from_call(error)
+    assert status is not None
+    retry = error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(retry) for detail in status.details)
+    assert retry.retry_delay.ToMilliseconds() == 250
+
+
+def test_a_call_too_many_is_refused_at_once_while_the_others_go_on(metrics: Metrics, gate: Gate, audit: Audit) -> None:
+    entered, leave = threading.Semaphore(0), threading.Event()
+
+    def hold(request: bytes, context: grpc.ServicerContext) -> bytes:
+        entered.release()
+        assert leave.wait(20)
+        return request
+
+    pool = BoundedThreads(2, "held")
+    boundary = Boundary(metrics, gate, audit, {"/bll.v1.InferenceService/Predict": pool})
+    handlers: dict[str, Any] = {"Predict": grpc.unary_unary_rpc_method_handler(hold)}
+    # No thread of the server's own: what is refused needs none.
+    server = grpc.server(ThreadPoolExecutor(1), interceptors=[boundary])
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bll.v1.InferenceService", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call: Any = channel.unary_unary("/bll.v1.InferenceService/Predict")
+        held = [call.future(b"x", timeout=20) for _ in range(2)]
+        for _ in held:
+            assert entered.acquire(timeout=20)
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"y" * 100_000, timeout=20)
+            error: Any = caught.value
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert "grpc-retry-pushback-ms" in dict(error.trailing_metadata())
+        leave.set()
+        assert [future.result() for future in held] == [b"x", b"x"]
+        assert call(b"z", timeout=20) == b"z"
+    server.stop(None).wait()
+    pool.shutdown()
+    labels = {"grpc_type": "unary_unary", "grpc_service": "bll.v1.InferenceService", "grpc_method": "Predict"}
+    counts = {
+        code: metrics.registry.get_sample_value("grpc_server_handled_total", labels | {"grpc_code": code})
+        for code in ("OK", "UNAVAILABLE")
+    }
+    assert counts == {"OK": 3, "UNAVAILABLE": 3}
+
+
+@pytest.mark.parametrize(("fraction", "lines"), [(0.0, []), (1.0, ["GetJob OK", "GetJob NOT_FOUND"])])
+def test_calls_are_in_the_log_where_it_is_asked_for(
+    fraction: float, lines: list[str], metrics: Metrics, gate: Gate, audit: Audit, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[Boundary(metrics, gate, audit, {}, fraction)])
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(Servicer(), server)  # type: ignore[abstract]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        get(channel, "a")
+        with pytest.raises(grpc.RpcError):
+            get(channel, "none")
+    server.stop(None).wait()
+    assert [" ".join(message.split()[:2]) for message in caplog.messages] == lines
 
 
 def test_a_status_that_the_method_chose_is_left_alone(channel: grpc.Channel, metrics: Metrics) -> None:

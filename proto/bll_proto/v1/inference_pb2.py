@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from bll_proto.v1 import tensor_pb2 as bll__proto_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62ll_proto/v1/inference.proto\x12\x06\x62ll.v1\x1a\x19\x62ll_proto/v1/tensor.proto\"Z\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1d\n\x05input\x18\x02 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12\x1a\n\x04head\x18\x03 \x01(\x0e\x32\x0c.bll.v1.Head\"\x99\x03\n\x0fPredictResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x02 \x03(\t\x12%\n\rprobabilities\x18\x03 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12*\n\x12\x65xit_probabilities\x18\x04 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12*\n\x12posterior_variance\x18\x05 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12\x32\n\x1aposterior_variance_between\x18\x06 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12(\n\x10\x66orward_variance\x18\x07 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12\'\n\x0foutput_variance\x18\x08 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12$\n\x0c\x65ntropy_nats\x18\t \x01(\x0b\x32\x0e.bll.v1.Tensor\x12.\n\x16\x65xit_disagreement_nats\x18\n \x01(\x0b\x32\x0e.bll.v1.Tensor*T\n\x04Head\x12\x14\n\x10HEAD_UNSPECIFIED\x10\x00\x12\x10\n\x0cHEAD_MIXTURE\x10\x01\x12\x10\n\x0cHEAD_PRODUCT\x10\x02\x12\x12\n\x0eHEAD_LAST_EXIT\x10\x03\x32N\n\x10InferenceService\x12:\n\x07Predict\x12\x16.bll.v1.PredictRequest\x1a\x17.bll.v1.PredictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62ll_proto/v1/inference.proto\x12\x06\x62ll.v1\x1a\x19\x62ll_proto/v1/tensor.proto\"l\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1d\n\x05input\x18\x02 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12\x1a\n\x04head\x18\x03 \x01(\x0e\x32\x0c.bll.v1.Head\x12\x10\n\x08priority\x18\x04 \x01(\r\"\x99\x03\n\x0fPredictResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x02 \x03(\t\x12%\n\rprobabilities\x18\x03 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12*\n\x12\x65xit_probabilities\x18\x04 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12*\n\x12posterior_variance\x18\x05 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12\x32\n\x1aposterior_variance_between\x18\x06 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12(\n\x10\x66orward_variance\x18\x07 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12\'\n\x0foutput_variance\x18\x08 \x01(\x0b\x32\x0e.bll.v1.Tensor\x12$\n\x0c\x65ntropy_nats\x18\t \x01(\x0b\x32\x0e.bll.v1.Tensor\x12.\n\x16\x65xit_disagreement_nats\x18\n \x01(\x0b\x32\x0e.bll.v1.Tensor*T\n\x04Head\x12\x14\n\x10HEAD_UNSPECIFIED\x10\x00\x12\x10\n\x0cHEAD_MIXTURE\x10\x01\x12\x10\n\x0cHEAD_PRODUCT\x10\x02\x12\x12\n\x0eHEAD_LAST_EXIT\x10\x03\x32N\n\x10InferenceService\x12:\n\x07Predict\x12\x16.bll.v1.PredictRequest\x1a\x17.bll.v1.PredictResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bll_proto.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HEAD']._serialized_start=571
-  _globals['_HEAD']._serialized_end=655
+  _globals['_HEAD']._serialized_start=589
+  _globals['_HEAD']._serialized_end=673
   _globals['_PREDICTREQUEST']._serialized_start=67
-  _globals['_PREDICTREQUEST']._serialized_end=157
-  _globals['_PREDICTRESPONSE']._serialized_start=160
-  _globals['_PREDICTRESPONSE']._serialized_end=569
-  _globals['_INFERENCESERVICE']._serialized_start=657
-  _globals['_INFERENCESERVICE']._serialized_end=735
+  _globals['_PREDICTREQUEST']._serialized_end=175
+  _globals['_PREDICTRESPONSE']._serialized_start=178
+  _globals['_PREDICTRESPONSE']._serialized_end=587
+  _globals['_INFERENCESERVICE']._serialized_start=675
+  _globals['_INFERENCESERVICE']._serialized_end=753
 # @@protoc_insertion_point(module_scope)

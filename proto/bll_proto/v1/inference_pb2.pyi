@@ -53,9 +53,14 @@ class PredictRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """model is `models/{model}` for the newest version, or `models/{model}/versions/{version}`."""
     head: Global___Head.ValueType
+    priority: _builtins.int
+    """priority is 1 for what goes first among the calls that wait for the model, and larger for what goes later. 0 or
+    absence means 100. Whoever has waited for a second goes before every priority.
+    """
     @_builtins.property
     def input(self) -> _tensor_pb2.Tensor:
         """input has shape [rows, ...input_shape], finite, of the dtype that the model's metadata names."""
@@ -66,10 +71,11 @@ class PredictRequest(_message.Message):
         model: _builtins.str = ...,
         input: _tensor_pb2.Tensor | None = ...,
         head: Global___Head.ValueType = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "input", b"input", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "input", b"input", "model", b"model", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,7 +49,8 @@ class InferenceServiceServicer:
     def Predict(self, request, context):
         """Predict runs one model on a batch.
         Errors include: NOT_FOUND (model or version), INVALID_ARGUMENT (input: dtype, shape, size, NaN or infinity),
-        UNAVAILABLE (the model is not ready, or the server is draining), DEADLINE_EXCEEDED.
+        UNAVAILABLE (the model is not ready, has no room for the call or could not answer before its deadline, with
+        google.rpc.RetryInfo; or the server is draining), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

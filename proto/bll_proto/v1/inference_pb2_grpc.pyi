@@ -36,7 +36,8 @@ class InferenceServiceStub:
     Predict: _grpc.UnaryUnaryMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]
     """Predict runs one model on a batch.
     Errors include: NOT_FOUND (model or version), INVALID_ARGUMENT (input: dtype, shape, size, NaN or infinity),
-    UNAVAILABLE (the model is not ready, or the server is draining), DEADLINE_EXCEEDED.
+    UNAVAILABLE (the model is not ready, has no room for the call or could not answer before its deadline, with
+    google.rpc.RetryInfo; or the server is draining), DEADLINE_EXCEEDED.
     """
 
 @_typing.type_check_only
@@ -47,7 +48,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Predict: _aio.UnaryUnaryMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]  # type: ignore[assignment]
     """Predict runs one model on a batch.
     Errors include: NOT_FOUND (model or version), INVALID_ARGUMENT (input: dtype, shape, size, NaN or infinity),
-    UNAVAILABLE (the model is not ready, or the server is draining), DEADLINE_EXCEEDED.
+    UNAVAILABLE (the model is not ready, has no room for the call or could not answer before its deadline, with
+    google.rpc.RetryInfo; or the server is draining), DEADLINE_EXCEEDED.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +63,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_inference_pb2.PredictResponse, _abc.Awaitable[_inference_pb2.PredictResponse]]:
         """Predict runs one model on a batch.
         Errors include: NOT_FOUND (model or version), INVALID_ARGUMENT (input: dtype, shape, size, NaN or infinity),
-        UNAVAILABLE (the model is not ready, or the server is draining), DEADLINE_EXCEEDED.
+        UNAVAILABLE (the model is not ready, has no room for the call or could not answer before its deadline, with
+        google.rpc.RetryInfo; or the server is draining), DEADLINE_EXCEEDED.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

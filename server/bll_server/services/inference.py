@@ -11,6 +11,8 @@ from bll_proto.tensors import InvalidTensor, fill, to_array
 from bll_proto.v1 import inference_pb2, inference_pb2_grpc
 from bll_proto.v1.inference_pb2 import Head
 from bll_server.errors import InvalidRequest
+from bll_server.models.batcher import Batcher, Terms
+from bll_server.models.queue import DEFAULT_PRIORITY
 from bll_server.models.registry import parse_name
 from bll_server.models.session import Array, Sessions
 
@@ -32,8 +34,9 @@ HEADS = frozenset(Head.values())
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """See `inference.proto`."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, batcher: Batcher) -> None:
         self._sessions = sessions
+        self._batcher = batcher
 
     def Predict(
         self, request: inference_pb2.PredictRequest, context: grpc.ServicerContext
@@ -50,12 +53,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         response = inference_pb2.PredictResponse(
             model_version=session.version.name, class_names=session.version.manifest.class_names
         )
-        outputs = session.infer(rows)
+        outputs = self._batcher.infer(session, rows, terms(self._batcher, context, request.priority))
         fill(response.probabilities, _distribution(outputs, request.head))
         for field, output in OUTPUTS.items():
             fill(getattr(response, field), outputs[output])
         session.request_seconds.observe(time.perf_counter() - started)
         return response
+
+
+def terms(batcher: Batcher, context: grpc.ServicerContext, priority: int = 0, timeout_s: float | None = None) -> Terms:
+    """What the caller wants: its deadline or `timeout_s`, whichever is sooner, and its priority, 0 for none."""
+    remaining_s = context.time_remaining()  # without a deadline, very long
+    wait_s = remaining_s if timeout_s is None else min(remaining_s, timeout_s)
+    return Terms(batcher.clock() + wait_s, priority or DEFAULT_PRIORITY, context.add_callback)
 
 
 def _distribution(outputs: dict[str, Array], head: Head.ValueType) -> Array:

@@ -16,8 +16,10 @@ from bll_proto import oip
 from bll_proto.oip import POOL as POOL  # for reflection
 from bll_proto.tensors import InvalidTensor, from_bytes, num_elements
 from bll_server.errors import InvalidRequest, ModelNotReady, NotFound
+from bll_server.models.batcher import Batcher
 from bll_server.models.registry import parse_number
 from bll_server.models.session import Array, ModelSession, Sessions
+from bll_server.services.inference import terms
 
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data", "parameters", "bl_uncertainty")
@@ -35,17 +37,17 @@ RESERVED_PARAMETERS = {
 }
 """Parameters of a request that the protocol has given a meaning, with the kinds that clients send them as.
 
-Only `timeout` (microseconds) changes what we do. As with Triton, a stateless model passes over the others and over
-names that it does not know, and names that begin with `triton_` are refused.
+Only `timeout` (microseconds) and `priority` (1 goes first; 0: none) change what we do. As with Triton, a stateless
+model passes over the others and over names that it does not know, and names that begin with `triton_` are refused.
 """
 REFUSED_INPUT_PARAMETERS = ("shared_memory_region",)
 REFUSED_OUTPUT_PARAMETERS = ("shared_memory_region", "classification")
 """Extensions that change what comes back: to pass over them would answer another question."""
 
 
-def add_oip(server: grpc.Server, sessions: Sessions, ready: Callable[[], bool]) -> None:
+def add_oip(server: grpc.Server, sessions: Sessions, batcher: Batcher, ready: Callable[[], bool]) -> None:
     """Serve `inference.GRPCInferenceService` from `server`; `ready` says whether it wants more requests."""
-    servicer = _Servicer(sessions, ready)
+    servicer = _Servicer(sessions, batcher, ready)
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(
             getattr(servicer, method.name),
@@ -60,8 +62,9 @@ def add_oip(server: grpc.Server, sessions: Sessions, ready: Callable[[], bool]) 
 class _Servicer:
     """See `grpc_service.proto`."""
 
-    def __init__(self, sessions: Sessions, ready: Callable[[], bool]) -> None:
+    def __init__(self, sessions: Sessions, batcher: Batcher, ready: Callable[[], bool]) -> None:
         self._sessions = sessions
+        self._batcher = batcher
         self._ready = ready
         self._version = distribution_version("bll")
 
@@ -101,16 +104,16 @@ class _Servicer:
 
     def ModelInfer(self, request: oip.ModelInferRequest, context: grpc.ServicerContext) -> oip.ModelInferResponse:
         started = time.perf_counter()
-        timeout_s = _timeout_s(request.parameters)
+        priority, timeout_s = _urgency(request.parameters)
         session = self._sessions.get(request.model_name, _number(request.model_version, "model_version"))
         rows = _rows(request, session)
         names = _output_names(request, session)
         response = oip.ModelInferResponse(
             model_name=request.model_name, model_version=str(session.version.number), id=request.id
         )
-        if timeout_s is not None and time.perf_counter() - started >= timeout_s:
-            raise ModelNotReady(f"the request's timeout of {timeout_s:g} s was over before the model could run")
-        outputs = session.infer(rows)
+        if timeout_s is not None:
+            timeout_s -= time.perf_counter() - started
+        outputs = self._batcher.infer(session, rows, terms(self._batcher, context, priority, timeout_s))
         for name in names:
             array = outputs[name]
             response.outputs.add(name=name, datatype=DATATYPE, shape=array.shape)
@@ -127,8 +130,10 @@ def _tensor_metadata(info: TensorInfo) -> oip.ModelMetadataResponse.TensorMetada
     return oip.ModelMetadataResponse.TensorMetadata(name=info.name, datatype=DATATYPE, shape=info.shape)
 
 
-def _timeout_s(parameters: Mapping[str, oip.InferParameter]) -> float | None:
-    """The time that the request may wait. Raises InvalidRequest if a parameter breaks its rule."""
+def _urgency(parameters: Mapping[str, oip.InferParameter]) -> tuple[int, float | None]:
+    """The request's priority, and the time that it may wait. Raises InvalidRequest if a parameter breaks its rule."""
+    if not parameters:
+        return 0, None
     for name, parameter in parameters.items():
         if name.startswith("triton_"):
             raise InvalidRequest(Violation(f"parameters.{name:.100}", "must not begin with triton_, which is reserved"))
@@ -140,11 +145,12 @@ def _timeout_s(parameters: Mapping[str, oip.InferParameter]) -> float | None:
             raise InvalidRequest(Violation(f"parameters.{name}", f"must be {' or '.join(kinds)}, got {kind}"))
         if kind == "int64_param" and name in ("priority", "timeout") and parameter.int64_param < 0:
             raise InvalidRequest(Violation(f"parameters.{name}", f"must not be negative, got {parameter.int64_param}"))
-    if "timeout" not in parameters:
-        return None
-    timeout = parameters["timeout"]
-    # As with Triton, 0 is no timeout.
-    return (timeout.int64_param or timeout.uint64_param) / 1e6 or None
+    priority, timeout = (_whole(parameters[name]) if name in parameters else 0 for name in ("priority", "timeout"))
+    return priority, timeout / 1e6 or None  # as with Triton, 0 is no timeout
+
+
+def _whole(parameter: oip.InferParameter) -> int:
+    return parameter.int64_param or parameter.uint64_param
 
 
 def _rows(request: oip.ModelInferRequest, session: ModelSession) -> Array:

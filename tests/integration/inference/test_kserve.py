@@ -143,7 +143,7 @@ def test_parameters_that_tritonclient_sends_are_accepted(client: triton.Inferenc
 
 
 def test_timeout_that_is_over_before_the_model_has_loaded_is_unavailable(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="timeout of 1e-06 s was over") as raised:
+    with pytest.raises(InferenceServerException, match="the call may wait 0 s") as raised:
         client.infer("fashion", [triton_input(IMAGES)], timeout=1)
     assert raised.value.status() == "StatusCode.UNAVAILABLE"
 
