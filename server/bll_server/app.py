@@ -35,6 +35,7 @@ from bll_server.datasets.store import Datasets, Quota
 from bll_server.datasets.validator import Limits
 from bll_server.errors import ModelNotReady
 from bll_server.interceptors import Boundary
+from bll_server.jobs.migrations import NewerSchema
 from bll_server.jobs.planner import Planner
 from bll_server.jobs.scheduler import Scheduler
 from bll_server.jobs.store import Store
@@ -105,7 +106,7 @@ class Server:
         with ExitStack() as stack:  # what has been opened is closed again if a later step fails
             data_dir = settings.data_dir.resolve()
             stack.enter_context(_locked(data_dir))
-            store = Store(data_dir / "bll.db")
+            store = _job_store(data_dir / "bll.db")
             stack.callback(store.close)
             registry = Registry(data_dir / "models")
             metrics = Metrics()
@@ -254,6 +255,14 @@ def _listen(server: grpc.Server, settings: Settings) -> int:
 
 def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _job_store(path: Path) -> Store:
+    """Raises CannotStart."""
+    try:
+        return Store(path)
+    except NewerSchema as error:
+        raise CannotStart(str(error)) from error
 
 
 def _locked(data_dir: Path) -> IO[str]:

@@ -5,18 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
 from bll.config import TrainingConfig
 from bll.plan import BlockPlan, Plan
 from bll_server.jobs.metadata import Metadata
+from bll_server.jobs.migrations import NewerSchema
 from bll_server.jobs.records import StateChange, plan_to_json
-from bll_server.jobs.schema import SCHEMA
+from bll_server.jobs.schema import metadata
 from bll_server.jobs.states import State
 from bll_server.jobs.store import Store
 
 PLAN = Plan(TrainingConfig(epochs=2), (BlockPlan(0, ("dense",), 1, 2, (4,), 8),), (4,), ("a", "b"), 10, "0" * 64)
 
-SCHEMA_1 = """
+# What servers made before alembic, and told by user_version.
+EARLIER = {
+    1: """
 CREATE TABLE jobs (
     sequence INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, job_id TEXT NOT NULL, request_id TEXT,
     request_digest TEXT NOT NULL, model_id TEXT NOT NULL, spec BLOB NOT NULL, "plan" TEXT NOT NULL,
@@ -28,16 +34,33 @@ CREATE INDEX ix_jobs_state ON jobs (state);
 CREATE TABLE events (
     job_id TEXT NOT NULL, number INTEGER NOT NULL, time FLOAT NOT NULL, payload TEXT NOT NULL,
     PRIMARY KEY (job_id, number), FOREIGN KEY(job_id) REFERENCES jobs (job_id)) WITHOUT ROWID;
-PRAGMA user_version = 1;
-"""
+""",
+    2: """
+ALTER TABLE jobs ADD COLUMN owner TEXT DEFAULT '' NOT NULL;
+CREATE INDEX ix_jobs_owner ON jobs (owner);
+""",
+    3: """
+ALTER TABLE jobs ADD COLUMN display_name TEXT DEFAULT '' NOT NULL;
+ALTER TABLE jobs ADD COLUMN labels JSON DEFAULT '{}' NOT NULL;
+ALTER TABLE jobs ADD COLUMN priority INTEGER DEFAULT '0' NOT NULL;
+ALTER TABLE jobs ADD COLUMN revision INTEGER DEFAULT '1' NOT NULL;
+ALTER TABLE jobs ADD COLUMN queue_time FLOAT DEFAULT '0' NOT NULL;
+UPDATE jobs SET queue_time = create_time;
+""",
+    4: """
+CREATE INDEX ix_jobs_priority ON jobs (priority, sequence);
+CREATE INDEX ix_jobs_model_id ON jobs (model_id, sequence);
+CREATE INDEX ix_jobs_labels ON jobs (labels);
+""",
+}
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """A database of schema 1 with two queued jobs."""
+@pytest.fixture(params=EARLIER)
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A database of an earlier schema with two queued jobs."""
     path = tmp_path / "bll.db"
     with sqlite3.connect(path) as connection:
-        connection.executescript(SCHEMA_1)
+        connection.executescript(EARLIER[1])
         for name, created in (("one", 10.0), ("two", 20.0)):
             values: dict[str, Any] = {
                 "job_id": name, "request_id": name, "request_digest": "d", "model_id": name, "spec": b"spec",
@@ -48,6 +71,11 @@ def old(tmp_path: Path) -> Path:
             connection.execute(f"INSERT INTO jobs ({', '.join(values)}) VALUES ({marks})", list(values.values()))
             payload = '{"event": "StateChange", "state": "queued", "reason": ""}'
             connection.execute("INSERT INTO events VALUES (?, 1, ?, ?)", [name, created, payload])
+        for schema in range(2, request.param + 1):
+            connection.executescript(EARLIER[schema])
+        if request.param >= 3:
+            connection.execute("UPDATE jobs SET labels = '{\"stage\": \"a\"}' WHERE job_id = 'one'")
+        connection.execute(f"PRAGMA user_version = {request.param}")
     connection.close()
     return path
 
@@ -69,17 +97,46 @@ def test_an_old_database_becomes_what_a_new_one_is(old: Path, tmp_path: Path) ->
     Store(old).close()
     Store(tmp_path / "new.db").close()
     assert shape(old) == shape(tmp_path / "new.db")
-    assert shape(old)["version"] == (SCHEMA,)
 
 
 def test_the_jobs_of_an_old_database_are_all_there_and_can_be_worked_with(old: Path) -> None:
+    labels = {"stage": "a"} if shape(old)["version"] >= (3,) else {}
     store = Store(old)
     assert [job.job_id for job in store.queue()] == ["one", "two"]
     job = store.get("one")
-    assert (job.plan, job.spec, job.metadata, job.queue_position) == (PLAN, b"spec", Metadata(), 1)
+    assert (job.plan, job.spec, job.metadata, job.queue_position) == (PLAN, b"spec", Metadata("", labels), 1)
     assert [event.event for event in store.events("one", 0)] == [StateChange(State.QUEUED)]
     assert store.update("two", {"priority": 1, "labels": {"team": "x"}}).queue_position == 1
     again = store.create("", "", b"spec", PLAN, request_id="one", request_digest="d")
     assert again.job_id == "one"
     store.close()
     assert Store(old).get("two").metadata == Metadata("", {"team": "x"}, 1)
+
+
+@pytest.mark.parametrize("old", [1], indirect=True)
+def test_an_upgrade_that_fails_half_way_leaves_an_old_database_as_it_was(old: Path) -> None:
+    with sqlite3.connect(old) as connection:
+        connection.execute("CREATE INDEX ix_jobs_priority ON events (time)")  # in the way of schema 4
+    connection.close()
+    before = shape(old)
+    with pytest.raises(sa.exc.OperationalError, match="ix_jobs_priority already exists"):
+        Store(old)
+    assert shape(old) == before
+
+
+def test_the_tables_that_migrations_make_are_those_that_the_store_knows(tmp_path: Path) -> None:
+    Store(tmp_path / "bll.db").close()
+    with sa.create_engine(f"sqlite:///{tmp_path / 'bll.db'}").connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+@pytest.mark.parametrize("change", ["PRAGMA user_version = 999", "UPDATE alembic_version SET version_num = '999'"])
+def test_a_database_of_a_newer_server_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "bll.db"
+    if "alembic" in change:
+        Store(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(change)
+    connection.close()
+    with pytest.raises(NewerSchema, match=r"newer server \(schema 999"):
+        Store(path)

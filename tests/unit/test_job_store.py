@@ -1,4 +1,3 @@
-import sqlite3
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -249,14 +248,6 @@ def test_everything_is_there_after_the_database_is_opened_again(tmp_path: Path) 
     store.close()
     again = Store(tmp_path / "bll.db")
     assert (again.get("one"), again.events("one", 0)) == before
-
-
-def test_a_database_of_a_newer_server_is_refused(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "bll.db") as connection:
-        connection.execute("PRAGMA user_version = 999")
-    connection.close()
-    with pytest.raises(RuntimeError, match="newer server"):
-        Store(tmp_path / "bll.db")
 
 
 def test_waiting_ends_with_the_next_event(store: Store) -> None:

@@ -56,6 +56,16 @@ def test_torch_free_modules_of_the_wheel_load_no_torch(installed: Path) -> None:
     assert loaded.strip() == "[]"
 
 
+def test_server_of_the_wheel_makes_its_job_database(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import pathlib, bll_server.jobs.store as store\n"
+        f"print(store.__file__, store.Store(pathlib.Path({str(tmp_path)!r}) / 'bll.db').queue())"
+    )
+    file, jobs = run_alone(installed, code).split()
+    assert Path(file).is_relative_to(installed)
+    assert jobs == "[]"
+
+
 def test_wheel_holds_all_packages_with_types_and_commands(installed: Path) -> None:
     for package in ("bll", "bll_client", "bll_proto", "bll_server"):
         assert (installed / package / "py.typed").exists()

@@ -33,6 +33,7 @@ from bll_server.errors import (
 )
 from bll_server.jobs.listing import Listing
 from bll_server.jobs.metadata import NO_METADATA, Metadata
+from bll_server.jobs.migrations import upgrade
 from bll_server.jobs.records import (
     Failure,
     Job,
@@ -47,7 +48,7 @@ from bll_server.jobs.records import (
     plan_from_json,
     plan_to_json,
 )
-from bll_server.jobs.schema import events, jobs, prepare
+from bll_server.jobs.schema import events, jobs
 from bll_server.jobs.states import ACTIVE, FINAL, TRANSITIONS, State
 
 _SUMMARY = tuple(
@@ -75,7 +76,7 @@ class Store:
     """The jobs of one data directory. Safe to call from many threads of one process."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the database at `path`, or bring it up to date. Raises StorageFull."""
+        """Open or create the database at `path`, or bring it up to date. Raises StorageFull, NewerSchema."""
         self._engine = sa.create_engine(f"sqlite:///{path}", isolation_level="AUTOCOMMIT", pool_size=16)
         sa.event.listen(self._engine, "connect", _configure)
         self._writing = threading.Lock()
@@ -85,7 +86,7 @@ class Store:
         self._numbers: dict[str, int] = {}
         """The same for the transaction that is going on; guarded by `_writing`."""
         with self._write() as connection:
-            prepare(connection)
+            upgrade(connection)
 
     def close(self) -> None:
         """Give the files back."""
