@@ -15,7 +15,7 @@ demo: venv
 	$(bin)/python examples/demo.py
 
 test: venv
-	-@.ci/debian-packages dataset-fashion-mnist openssl prometheus
+	-@.ci/debian-packages dataset-fashion-mnist openssl postgresql prometheus
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
 # On a machine with a CUDA device, and a torch that was built for it.

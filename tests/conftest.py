@@ -1,14 +1,14 @@
 """What all tests share.
 
 The policy on skips: a test that cannot run says why, and where BLL_FAIL_ON_SKIP=1 none may be left out.
-A small exported model, for tests that serve one and need not train it: see `export_model`.
+A small exported model, for tests that serve one and need not train it: see `export_model`. A PostgreSQL server.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from benchmarks.postgres import Cluster, programs
 from bll.calibration import COVERAGES_PER_MILLE, Calibration, HeadCalibration
 from bll.config import TrainingConfig
 from bll.early_exit import EarlyExit
@@ -46,6 +47,15 @@ def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped and not expected_failure and os.environ.get("BLL_FAIL_ON_SKIP") == "1":
         report.outcome = "failed"
         report.longrepr = f"skipped where nothing may be: {report.longrepr}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL server, which whoever kills it starts again."""
+    if programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with Cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

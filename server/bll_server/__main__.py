@@ -8,9 +8,12 @@ import os
 import signal
 import sys
 
+_OVERTAKEN = b"!"
+"""Through the pipe that ends the server, where a signal sends a dot."""
+
 
 def serve_command(argv: list[str]) -> int:
-    """Serve with the flags in `argv`; returns the exit status once SIGTERM or SIGINT has ended it."""
+    """Serve with the flags in `argv`; returns the exit status once SIGTERM, SIGINT or another server has ended it."""
     gc.disable()  # imports leave nothing to collect, and looking for it is a tenth of the start
     from pydantic import ValidationError
 
@@ -33,21 +36,25 @@ def serve_command(argv: list[str]) -> int:
 
     from bll_server.app import CannotStart, Server
 
+    def overtaken() -> None:
+        os.write(tell, _OVERTAKEN)
+
     try:
-        server = Server(settings)
+        server = Server(settings, overtaken=overtaken)
     except CannotStart as error:
         print(f"bll serve: {error}", file=sys.stderr)  # noqa: T201 - for the one who typed the command
         return 1
     print(f"bll: serving on {server.address}, metrics on {server.metrics_url}", flush=True)  # noqa: T201 - the contract
     gc.freeze()
     gc.enable()
-    os.read(told, 1)
+    why = os.read(told, 1)
     for number in signals:
         signal.signal(number, signal.SIG_DFL)  # asked a second time, end at once
+    status = 1 if why == _OVERTAKEN else 0
     if not server.stop():
         logging.shutdown()
-        os._exit(0)  # the interpreter would wait for the thread
-    return 0
+        os._exit(status)  # the interpreter would wait for the thread
+    return status
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import IO
 
 import grpc
+import sqlalchemy as sa
 
 from bll.cores import usable_cores
 from bll.data import stored
@@ -33,9 +34,9 @@ from bll_server.auth.gate import Gate
 from bll_server.auth.tokens import TOKENS, Tokens
 from bll_server.datasets.store import Datasets, Quota
 from bll_server.datasets.validator import Limits
-from bll_server.errors import ModelNotReady
+from bll_server.errors import DatabaseUnavailable, ModelNotReady, StorageFull
 from bll_server.interceptors import Boundary
-from bll_server.jobs.migrations import NewerSchema
+from bll_server.jobs.database import CannotOpen
 from bll_server.jobs.planner import Planner
 from bll_server.jobs.scheduler import Scheduler
 from bll_server.jobs.store import Store
@@ -93,20 +94,23 @@ _LONGEST_CALL_S = 5.0
 
 
 class CannotStart(Exception):
-    """The data directory or a port is another's, or the certificate is damaged."""
+    """The data directory, the job database or a port cannot be had, or the certificate is damaged."""
 
 
 class Server:
     """A server that serves from its construction until `stop`."""
 
-    def __init__(self, settings: Settings, command: Sequence[str] = RUNNER) -> None:
-        """`command` runs a job; see `Scheduler`. Raises CannotStart."""
+    def __init__(
+        self, settings: Settings, command: Sequence[str] = RUNNER, overtaken: Callable[[], None] = lambda: None
+    ) -> None:
+        """`command` runs a job; see `Scheduler`. `overtaken` is called when another server has taken the job database
+        over, and this one is of no more use. Raises CannotStart."""
         self._settings = settings
         self._draining = threading.Event()
         with ExitStack() as stack:  # what has been opened is closed again if a later step fails
             data_dir = settings.data_dir.resolve()
             stack.enter_context(_locked(data_dir))
-            store = _job_store(data_dir / "bll.db")
+            store = _job_store(settings, data_dir, overtaken)
             stack.callback(store.close)
             registry = Registry(data_dir / "models")
             metrics = Metrics()
@@ -175,7 +179,10 @@ class Server:
                 raise CannotStart(f"a port cannot be listened on: {error}") from error
             self.address = f"{_in_url(settings.host)}:{port}"
             self.metrics_url = f"http://{_in_url(settings.metrics_host)}:{http.port}/metrics"
-            self._scheduler.start()
+            try:
+                self._scheduler.start()
+            except (DatabaseUnavailable, StorageFull) as error:
+                raise CannotStart(str(error)) from error
             self._grpc.start()
             self._stack = stack.pop_all()
 
@@ -257,11 +264,17 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _job_store(path: Path) -> Store:
+def _job_store(settings: Settings, data_dir: Path, overtaken: Callable[[], None]) -> Store:
     """Raises CannotStart."""
+    where: Path | sa.URL = data_dir / "bll.db"
+    if settings.database_url:
+        try:
+            where = sa.make_url(settings.database_url.get_secret_value())
+        except (sa.exc.ArgumentError, ValueError):  # whose text may have the password in it
+            raise CannotStart("database_url cannot be read: special characters in it must be %-encoded") from None
     try:
-        return Store(path)
-    except NewerSchema as error:
+        return Store(where, overtaken)
+    except (CannotOpen, DatabaseUnavailable, StorageFull) as error:
         raise CannotStart(str(error)) from error
 
 

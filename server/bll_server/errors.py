@@ -12,6 +12,7 @@ ServerError
 ├── Overloaded        a limit of this server is reached
 ├── ShuttingDown      the server is draining
 ├── StorageFull       the disk is full
+├── DatabaseUnavailable  the job database cannot be reached
 ├── DatasetExists     the id of a data set is taken
 ├── DatasetInUse      the data set is still needed
 ├── UploadTakenOver   another stream goes on with the upload
@@ -80,6 +81,10 @@ class ShuttingDown(ServerError):
 
 class StorageFull(ServerError):
     """The disk is full."""
+
+
+class DatabaseUnavailable(ServerError):
+    """The job database cannot be reached."""
 
 
 class DatasetExists(ServerError):

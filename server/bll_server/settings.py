@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -38,6 +38,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default=Path(".bll"),
         description="Folder of jobs, models, data sets and the job database; one server at a time.",
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Job database in PostgreSQL, as postgresql://user@host/database; without it, a file in data_dir. "
+        "A password is better in BLL_DATABASE_URL or ~/.pgpass, where other users cannot see it.",
     )
     max_owner_jobs: int = Field(
         default=100, ge=1, le=100_000, description="Jobs of one owner of tokens that are not over."
@@ -115,6 +120,13 @@ class Settings(BaseSettings):
     def open_to_others(self) -> bool:
         """More than this machine can reach the server, and nobody has said that this is meant: tokens are a must."""
         return not (self.insecure or _is_loopback(self.host))
+
+    @field_validator("database_url")
+    @classmethod
+    def _only_postgres(cls, url: SecretStr | None) -> SecretStr | None:
+        if url and not url.get_secret_value().startswith("postgresql://"):  # which may hold a password: not repeated
+            raise ValueError("database_url must be postgresql://[user[:password]@]host[:port]/database")
+        return url
 
     @model_validator(mode="after")
     def _whole_tls(self) -> Settings:

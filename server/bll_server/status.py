@@ -10,6 +10,7 @@ from bll_proto.v1 import errors_pb2 as reasons
 from bll_server.errors import (
     DOMAIN,
     Busy,
+    DatabaseUnavailable,
     DatasetExists,
     DatasetInUse,
     IllegalState,
@@ -42,6 +43,7 @@ TABLE: dict[type[ServerError], tuple[grpc.StatusCode, reasons.ErrorReason.ValueT
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_OVERLOADED),
     ShuttingDown: (grpc.StatusCode.UNAVAILABLE, reasons.ERROR_REASON_SHUTTING_DOWN),
     StorageFull: (grpc.StatusCode.RESOURCE_EXHAUSTED, reasons.ERROR_REASON_STORAGE_FULL),
+    DatabaseUnavailable: (grpc.StatusCode.UNAVAILABLE, reasons.ERROR_REASON_DATABASE_UNAVAILABLE),
     DatasetExists: (grpc.StatusCode.ALREADY_EXISTS, reasons.ERROR_REASON_DATASET_EXISTS),
     DatasetInUse: (grpc.StatusCode.FAILED_PRECONDITION, reasons.ERROR_REASON_DATASET_IN_USE),
     UploadTakenOver: (grpc.StatusCode.ABORTED, reasons.ERROR_REASON_UPLOAD_TAKEN_OVER),
@@ -50,7 +52,7 @@ TABLE: dict[type[ServerError], tuple[grpc.StatusCode, reasons.ErrorReason.ValueT
     PermissionDenied: (grpc.StatusCode.PERMISSION_DENIED, reasons.ERROR_REASON_PERMISSION_DENIED),
 }
 
-_RETRY = (ModelNotReady, Overloaded, ShuttingDown)
+_RETRY = (DatabaseUnavailable, ModelNotReady, Overloaded, ShuttingDown)
 _RETRY_AFTER_S = 1.0
 _SOONEST_S, _LATEST_S = 0.05, 5.0
 """Bounds of what a busy model asks its callers to wait."""

@@ -1,12 +1,15 @@
-"""One Ray for all tests of this folder: it takes seconds to start."""
+"""One Ray for all tests of this folder: it takes seconds to start. And a place for jobs in every kind of database."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+
+from bll_server.jobs.schema import metadata
 
 CLOCKED = '''
 import math, pathlib, time
@@ -75,3 +78,24 @@ def ray_here(clocked: Path) -> Iterator[str]:
     cluster = Cluster("", [{"CPU": 8}], 0)
     yield ray.get_runtime_context().gcs_address
     cluster.close()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def job_database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], Path | sa.URL]]:
+    """Tells where a store can be opened: an empty database of each kind. The store before is closed by then."""
+    if request.param == "sqlite":
+        yield lambda: tmp_path_factory.mktemp("jobs") / "bll.db"
+        return
+    url = sa.make_url(request.getfixturevalue("postgres").database(request.module.__name__.rpartition(".")[2]))
+    engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+
+    def emptied() -> sa.URL:
+        with engine.begin() as connection:
+            if sa.inspect(connection).has_table("jobs"):
+                connection.execute(sa.text(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY"))
+        return url
+
+    yield emptied
+    engine.dispose()

@@ -10,11 +10,23 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from bll.config import TrainingConfig
+from bll.events import (
+    BlockProgress,
+    BlocksPlaced,
+    BlockWaiting,
+    CheckpointDamaged,
+    CheckpointSaved,
+    Evaluation,
+    PlacedWorker,
+    RolledBack,
+    Scores,
+)
 from bll.plan import BlockPlan, Plan
+from bll_server.jobs.listing import Listing
 from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.migrations import NewerSchema
-from bll_server.jobs.records import StateChange, plan_to_json
-from bll_server.jobs.schema import metadata
+from bll_server.jobs.records import RunEvent, StateChange, plan_to_json
+from bll_server.jobs.schema import metadata, standing
 from bll_server.jobs.states import State
 from bll_server.jobs.store import Store
 
@@ -53,6 +65,23 @@ CREATE INDEX ix_jobs_model_id ON jobs (model_id, sequence);
 CREATE INDEX ix_jobs_labels ON jobs (labels);
 """,
 }
+
+
+SCORES = Scores(0.9, 0.3, 0.01, 0.1)
+EVENTS: tuple[RunEvent, ...] = (
+    BlocksPlaced(0, False, (PlacedWorker((0,), 1.0, ()),)),
+    *(BlockProgress(0, 0, step, 1.0, 0.3, 0.5, 0.2, 0.7, 1.0, 1000.0, 0.5) for step in (5, 10)),
+    CheckpointSaved(10, 0),
+    Evaluation("validation", 0, 10, 100, SCORES, SCORES, (SCORES,), 0.0),
+    BlockProgress(0, 0, 15, 1.0, 0.3, 0.5, 0.2, 0.7, 1.0, 1000.0, 0.5),
+    CheckpointSaved(15, 0),
+    BlockWaiting(0, 1, False, 30.0, False),
+    BlockWaiting(0, 1, False, 31.0, True),
+    CheckpointDamaged(15, 10, "truncated"),
+    BlockProgress(0, 0, 12, 1.0, 0.3, 0.5, 0.2, 0.7, 1.0, 1000.0, 0.5),
+    RolledBack(10, 0, "killed", 1),
+    Evaluation("validation", 1, 20, 100, SCORES, SCORES, (SCORES,), 0.0),
+)
 
 
 @pytest.fixture(params=EARLIER)
@@ -106,6 +135,8 @@ def test_the_jobs_of_an_old_database_are_all_there_and_can_be_worked_with(old: P
     job = store.get("one")
     assert (job.plan, job.spec, job.metadata, job.queue_position) == (PLAN, b"spec", Metadata("", labels), 1)
     assert [event.event for event in store.events("one", 0)] == [StateChange(State.QUEUED)]
+    found, _ = store.page(5, "", listing=Listing("labels.stage=a"))
+    assert [job.job_id for job in found] == (["one"] if labels else [])
     assert store.update("two", {"priority": 1, "labels": {"team": "x"}}).queue_position == 1
     again = store.create("", "", b"spec", PLAN, request_id="one", request_digest="d")
     assert again.job_id == "one"
@@ -124,10 +155,40 @@ def test_an_upgrade_that_fails_half_way_leaves_an_old_database_as_it_was(old: Pa
     assert shape(old) == before
 
 
-def test_the_tables_that_migrations_make_are_those_that_the_store_knows(tmp_path: Path) -> None:
-    Store(tmp_path / "bll.db").close()
-    with sa.create_engine(f"sqlite:///{tmp_path / 'bll.db'}").connect() as connection:
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_the_tables_that_migrations_make_are_those_that_the_store_knows(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    where: Path | sa.URL = tmp_path / "bll.db"
+    if kind == "postgres":
+        where = sa.make_url(request.getfixturevalue("postgres").database("schema"))
+    store = Store(where)
+    with store._database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    store.close()
+
+
+def test_what_holds_of_a_run_is_found_in_the_events_of_an_older_server(tmp_path: Path) -> None:
+    store = Store(tmp_path / "bll.db")
+    for job_id in ("one", "two"):
+        store.create(job_id, "", b"", PLAN)
+        store.transition(job_id, State.STARTING)
+    for event in EVENTS:
+        store.append("one", event)
+    store.transition("one", State.QUEUED, "the server died")
+    store.append("one", BlockWaiting(0, 1, False, 30.0, False))
+    everything = sa.select(standing).order_by(*standing.primary_key)
+    with store._database.write() as connection:
+        before = connection.execute(everything).all()
+        connection.exec_driver_sql("DROP TABLE standing")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '6'")
+    store.close()
+    store = Store(tmp_path / "bll.db")
+    with store._database.read() as connection:
+        assert connection.execute(everything).all() == before
+    assert {row.subject for row in before} == {
+        "checkpoint", "evaluation validation", "placed", "progress 0", "waiting 0"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("change", ["PRAGMA user_version = 999", "UPDATE alembic_version SET version_num = '999'"])

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from bll_server.__main__ import serve_command
 from bll_server.settings import Settings
@@ -44,3 +44,12 @@ def test_metrics_stay_on_loopback_where_calls_do_not() -> None:
 def test_a_flag_out_of_range_ends_the_start_and_is_named(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert serve_command(flags) == 2
     assert flags[0] in capsys.readouterr().err
+
+
+def test_a_database_that_is_not_postgres_is_refused_and_its_password_is_not_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert serve_command(["--database-url=mysql://bll:s3cret@host/jobs"]) == 2
+    told = capsys.readouterr().err
+    assert "postgresql://" in told
+    assert "s3cret" not in told + repr(Settings(database_url=SecretStr("postgresql://bll:s3cret@host/jobs")))

@@ -59,6 +59,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED: the token's role does not allow the call; the message names the role that does."""
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 18
     """ETAG_MISMATCH: the resource has changed since its etag was read."""
+    ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 30
+    """DATABASE_UNAVAILABLE: the job database cannot be reached now; google.rpc.RetryInfo says when to try again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the `reason` of the google.rpc.ErrorInfo in an error's details, with domain "bll".
@@ -102,4 +104,6 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 17
 """PERMISSION_DENIED: the token's role does not allow the call; the message names the role that does."""
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 18
 """ETAG_MISMATCH: the resource has changed since its etag was read."""
+ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 30
+"""DATABASE_UNAVAILABLE: the job database cannot be reached now; google.rpc.RetryInfo says when to try again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

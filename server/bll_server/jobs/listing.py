@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from bll.errors import Violation
 from bll_server.errors import InvalidRequest
 from bll_server.jobs.metadata import LABEL_KEY
-from bll_server.jobs.schema import jobs
+from bll_server.jobs.schema import jobs, labels
 from bll_server.jobs.states import State
 
 _ORDERS: dict[str, tuple[sa.Column[Any], ...]] = {
@@ -44,13 +45,19 @@ class Listing:
         # A token of another list would skip jobs, or tell them twice.
         self._digest = hashlib.sha256(json.dumps([filter, order_by]).encode()).hexdigest()[:16]
 
-    def page(self, query: sa.Select[Any], size: int, token: str) -> sa.Select[Any]:
-        """`query` for `size` jobs after `token`, or from the beginning. Raises InvalidRequest."""
-        query = query.where(*self._conditions).limit(size)
+    def page(
+        self, columns: Sequence[sa.Column[Any]], size: int, token: str, owner: str | None = None
+    ) -> sa.Select[Any]:
+        """`columns` of `size` jobs (of `owner`) after `token`, or from the beginning. Raises InvalidRequest."""
+        # Which jobs they are is found in an index alone: the row of a job is long.
+        found = sa.select(jobs.c.sequence).where(*self._conditions).limit(size)
+        if owner is not None:
+            found = found.where(jobs.c.owner == owner)
         if token:
             here, key = sa.tuple_(*self._columns), self._key(token)
-            query = query.where(here < key if self._falls else here > key)
-        return query.order_by(*(column.desc() if self._falls else column for column in self._columns))
+            found = found.where(here < key if self._falls else here > key)
+        order = [column.desc() if self._falls else column for column in self._columns]
+        return sa.select(*columns).where(jobs.c.sequence.in_(found.order_by(*order))).order_by(*order)
 
     def token(self, row: sa.Row[Any]) -> str:
         """What the page after `row` is asked for with."""
@@ -73,7 +80,7 @@ class Listing:
             return False
         kinds = (column.type.python_type for column in self._columns)
         return all(
-            type(value) is kind and (kind is not int or abs(value) < 2**63)
+            type(value) is kind and (abs(value) < 2**63 if kind is int else "\0" not in value)
             for value, kind in zip(values[1:], kinds, strict=True)
         )
 
@@ -81,6 +88,8 @@ class Listing:
 def _conditions(text: str) -> list[sa.ColumnElement[bool]]:
     if len(text) > _LONGEST_FILTER:
         raise _unreadable(f"must have at most {_LONGEST_FILTER} characters, got {len(text)}")
+    if "\0" in text:  # which PostgreSQL cannot compare with
+        raise _unreadable(f"must not have the character 0, got {text!r}")
     return [_condition(term) for term in text.split()]
 
 
@@ -95,9 +104,8 @@ def _condition(term: str) -> sa.ColumnElement[bool]:
         return jobs.c.model_id.in_(values)
     key = field.removeprefix("labels.")
     if key != field and LABEL_KEY.fullmatch(key):
-        labelled = jobs.alias()  # by itself, so that the index of labels is read, and not every job
-        found = sa.select(labelled.c.sequence).where(labelled.c.labels[key].as_string().in_(values))
-        return jobs.c.sequence.in_(found)
+        found = sa.select(labels.c.sequence).where(labels.c.key == key, labels.c.value.in_(values))
+        return (jobs.c.sequence + 0).in_(found)  # not its bare self, by which SQLite would read the row of each
     raise _unreadable(f"must have the fields state, model_id and labels.KEY, got {field!r}")
 
 

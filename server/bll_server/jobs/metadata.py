@@ -30,6 +30,9 @@ class Metadata:
         if len(self.display_name) > _LONGEST_NAME:
             rule = f"must have at most {_LONGEST_NAME} characters, got {len(self.display_name)}"
             violations.append(Violation("job.display_name", rule))
+        if "\0" in self.display_name:
+            rule = f"must not have the character 0, got {self.display_name!r}"
+            violations.append(Violation("job.display_name", rule))
         if len(self.labels) > _MOST_LABELS:
             violations.append(Violation("job.labels", f"must be at most {_MOST_LABELS}, got {len(self.labels)}"))
         for key, value in self.labels.items():

@@ -13,26 +13,30 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import ParamSpec, TypeVar, Unpack
 
 from bll.errors import ExportError
 from bll.events import Alarm, BlockContinued, BlockProgress, BlockWaiting, CheckpointDamaged, Evaluation, RolledBack
 from bll.plan import Plan
-from bll_server.errors import IllegalState, NotFound, ShuttingDown, StorageFull
+from bll_server.errors import DatabaseUnavailable, IllegalState, NotFound, ShuttingDown, StorageFull
 from bll_server.jobs import log_file
 from bll_server.jobs.followers import Followers
 from bll_server.jobs.records import Failure, Job, JobSummary, check_deletable, plan_to_json
 from bll_server.jobs.report import Report
 from bll_server.jobs.run import Run, describe
 from bll_server.jobs.states import REQUESTS, Request, State
-from bll_server.jobs.store import Store, Submission
+from bll_server.jobs.store import Store
+from bll_server.jobs.submission import Submission
 from bll_server.logs import bound
 from bll_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _RETRY_S = 2.0
-"""Time between two looks at a disk that was full or failed."""
+"""Time between two looks at a disk that was full or failed, or a database that was away."""
 _CANCELLED, _PAUSED = f"{Request.CANCEL} by request", f"{Request.PAUSE} by request"
 
 
@@ -92,10 +96,10 @@ class Scheduler:
     def submit(self, job_id: str, model_id: str, spec: bytes, plan: Plan, **more: Unpack[Submission]) -> Job:
         """See `Store.create`. Raises ShuttingDown too."""
         self.check_open()
-        job = self._store.create(job_id, model_id, spec, plan, **more)
-        with self._changed:
-            self._changed.notify_all()
-        return job
+        try:
+            return self._store.create(job_id, model_id, spec, plan, **more)
+        finally:  # the job may be there although the answer of the database was lost
+            self._look_again()
 
     def cancel(self, job_id: str) -> Job:
         """The job, on its way to CANCELLED or there. Raises NotFound, IllegalState."""
@@ -175,16 +179,27 @@ class Scheduler:
                 states = ", ".join(state.upper() for state in allowed)
                 raise IllegalState(f"jobs/{job_id} is {job.state.upper()}; jobs that are {states} can be {request}")
             if following is job.state:
+                self._act_on(job)  # the one who asked first may have lost the answer of the database
                 return job
             reason = f"{request} by request"
             if following in (State.QUEUED, State.PAUSED):
                 reason = _goes_on(reason, job)
-            with contextlib.suppress(IllegalState):  # the state moved on between the two looks: look again
+            try:
                 job = self._store.transition(
                     job_id, following, reason, before=job.state, most_unfinished=most_unfinished
                 )
-                self._act_on(job)
-                return job
+            except IllegalState:  # the state moved on between the two looks
+                continue
+            except DatabaseUnavailable:
+                self._look_again()
+                raise
+            self._act_on(job)
+            return job
+
+    def _look_again(self) -> None:
+        """Let the thread that fills the slots look at the queue."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _act_on(self, job: Job) -> None:
         """Let the job's run, or the queue, hear of what was asked."""
@@ -207,6 +222,8 @@ class Scheduler:
                     waiting = [job for job in self._store.queue() if job.job_id not in self._runs]
                     for job in waiting[: self._max_jobs - len(self._runs)]:
                         self._launch(job.job_id)
+                except (DatabaseUnavailable, ShuttingDown):  # logged where it was raised
+                    self._changed.wait(_RETRY_S)
                 except Exception:  # this thread lives as long as the server: the disk may have room again later
                     log.exception("the queue cannot be served; trying again")
                     self._changed.wait(_RETRY_S)
@@ -217,9 +234,11 @@ class Scheduler:
         with bound(job_id=job_id):
             folder = self._jobs_dir / job_id
             try:
-                job = self._store.transition(job_id, State.STARTING)
-            except IllegalState:  # cancelled this moment
-                return
+                job = self._insist(self._store.transition, job_id, State.STARTING)
+            except IllegalState:
+                job = self._insist(self._store.get, job_id)
+                if job.state is not State.STARTING:  # cancelled this moment; else written, and the answer was lost
+                    return
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "plan.json").write_text(plan_to_json(job.plan))
@@ -239,6 +258,8 @@ class Scheduler:
             try:
                 for line in run.lines():
                     self._hear(job.job_id, report, line)
+            except (DatabaseUnavailable, ShuttingDown):  # and this server ends
+                run.kill()
             except Exception as error:  # whatever it is, the run is no use if it cannot be recorded
                 log.exception("what the run tells cannot be recorded")
                 report.failure = report.failure or Failure(type(error).__name__, str(error))
@@ -247,6 +268,8 @@ class Scheduler:
             log.info("the training process %s", describe(status))
             try:
                 self._conclude(job, report, status)
+            except (DatabaseUnavailable, ShuttingDown) as error:
+                log.error("how the run ended is left to the next start: %s", error)
             finally:
                 self._metrics.job_ended(job.job_id)
                 with self._changed:
@@ -259,11 +282,11 @@ class Scheduler:
         event = report.hear(line)
         if report.started and not was_started:
             with contextlib.suppress(IllegalState):  # it is being cancelled
-                self._store.transition(job_id, State.RUNNING)
+                self._insist(self._store.transition, job_id, State.RUNNING)
         if event is None:
             return
         progress = report.progress() if isinstance(event, BlockProgress) else None
-        self._store.append(job_id, event, progress)
+        self._insist(self._store.append, job_id, event, progress)
         if isinstance(event, BlockProgress):
             self._metrics.block_progressed(job_id, event)
         elif isinstance(event, Evaluation):
@@ -287,12 +310,13 @@ class Scheduler:
 
     def _conclude(self, job: Job, report: Report, status: int) -> None:
         folder = self._jobs_dir / job.job_id
-        now = self._store.get(job.job_id)
+        now = self._insist(self._store.get, job.job_id)
         if now.state is State.CANCELLING:
             self._settle(job.job_id, State.CANCELLED, _CANCELLED)
         elif report.exported and status == 0:
             try:
-                version = self._publish(job.model_id, folder / "staging", f"jobs/{job.job_id}")
+                name = f"jobs/{job.job_id}"
+                version = self._insist(self._publish, job.model_id, folder / "staging", name)
             except (ExportError, OSError) as error:
                 self._fail(job.job_id, Failure(type(error).__name__, f"the model cannot be published: {error}"))
                 return
@@ -308,10 +332,20 @@ class Scheduler:
             how = f"the training process {describe(status)}; its log is {folder / log_file.LOG} on the server"
             self._fail(job.job_id, Failure("ProcessDied", how))
 
+    def _insist(self, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `ask` returns, once the job database is there. Raises DatabaseUnavailable when this server ends."""
+        while True:
+            try:
+                return ask(*args, **kwargs)
+            except DatabaseUnavailable:
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._draining, _RETRY_S):
+                        raise
+
     def _give_up(self, job_id: str, failure: Failure) -> None:
-        self._fail(job_id, failure)
-        with self._changed:
-            self._changed.notify_all()
+        with contextlib.suppress(DatabaseUnavailable, ShuttingDown):  # this server ends: the next start finds the job
+            self._fail(job_id, failure)
+        self._look_again()
 
     def _fail(self, job_id: str, failure: Failure) -> None:
         self._settle(job_id, State.FAILED, failure.message, failure)
@@ -322,9 +356,13 @@ class Scheduler:
         """Write the state that a run's end led to, whatever it takes; a request that came first prevails."""
         while True:
             try:
-                self._store.transition(job_id, state, reason, failure=failure, model_version=model_version)
+                self._insist(
+                    self._store.transition, job_id, state, reason, failure=failure, model_version=model_version
+                )
             except IllegalState:
-                now = self._store.get(job_id)
+                now = self._insist(self._store.get, job_id)
+                if now.state is state:  # written, and the answer was lost
+                    return
                 if now.state is State.PAUSING:
                     state, reason, failure = State.PAUSED, _goes_on(_PAUSED, now), None
                 else:

@@ -25,7 +25,7 @@ INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """64 bits wide; of SQLite only INTEGER can number rows."""
 JSON = sa.JSON(none_as_null=True).with_variant(_JsonText(), "postgresql")
 NAME = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
-"""What lists are sorted by: in the same order in every database, whatever its locale."""
+"""What is sorted, or found by its beginning: in the same order in every database, whatever its locale."""
 
 metadata = sa.MetaData()
 
@@ -34,7 +34,7 @@ jobs = sa.Table(
     metadata,
     sa.Column("sequence", INTEGER, primary_key=True, autoincrement=True),
     sa.Column("job_id", sa.Text, nullable=False, unique=True),
-    sa.Column("owner", sa.Text, nullable=False, server_default="", index=True),
+    sa.Column("owner", sa.Text, nullable=False, server_default=""),
     # A repeated request_id finds its job here, by its owner too; the digest tells whether the body was the same.
     sa.Column("request_id", sa.Text, unique=True),
     sa.Column("request_digest", sa.Text, nullable=False),
@@ -43,7 +43,7 @@ jobs = sa.Table(
     sa.Column("plan", sa.Text, nullable=False),
     sa.Column("total_steps", INTEGER, nullable=False),
     sa.Column("total_epochs", INTEGER, nullable=False),
-    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False, default=""),
     sa.Column("failure", JSON),
     sa.Column("progress", JSON),
@@ -63,10 +63,21 @@ jobs = sa.Table(
     sqlite_autoincrement=True,  # a number is never given twice, so that page tokens stay true
 )
 
-# Lists in these orders are read a page at a time, and labels without the jobs that they are on.
-sa.Index("ix_jobs_priority", jobs.c.priority, jobs.c.sequence)
-sa.Index("ix_jobs_model_id", jobs.c.model_id, jobs.c.sequence)
-sa.Index("ix_jobs_labels", jobs.c.labels)
+# Each holds all that lists filter and sort by, so that a list reads no row of a job that is not in it.
+_LISTED = ("state", "owner", "model_id", "priority")
+for _first in _LISTED:
+    _rest = (name for name in _LISTED if name != _first)
+    sa.Index(f"ix_jobs_{_first}", *(jobs.c[name] for name in (_first, "sequence", *_rest)))
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, primary_key=True),
+    sa.Column("sequence", INTEGER, sa.ForeignKey("jobs.sequence"), primary_key=True, autoincrement=False, index=True),
+    sqlite_with_rowid=False,
+)
+"""Jobs by their labels, which no database can index where a job has them."""
 
 events = sa.Table(
     "events",
@@ -77,3 +88,23 @@ events = sa.Table(
     sa.Column("payload", sa.Text, nullable=False),
     sqlite_with_rowid=False,  # the events of a job lie side by side, in order
 )
+
+standing = sa.Table(
+    "standing",
+    metadata,
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.job_id"), primary_key=True),
+    sa.Column("subject", NAME, primary_key=True),
+    sa.Column("step", INTEGER, primary_key=True, autoincrement=False),
+    sa.Column("number", INTEGER, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Numbers of the events that hold of a run as it stands, by what they tell of; see `history`."""
+
+starts = sa.Table(
+    "starts",
+    metadata,
+    sa.Column("number", INTEGER, primary_key=True, autoincrement=True),
+    sa.Column("time", sa.Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Every start of a server on the database: the newest is the one that may write."""

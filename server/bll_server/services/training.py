@@ -16,7 +16,6 @@ from bll_proto.v1 import training_pb2, training_pb2_grpc
 from bll_server import convert
 from bll_server.auth.caller import caller
 from bll_server.errors import InvalidRequest
-from bll_server.jobs.history import History
 from bll_server.jobs.listing import Listing
 from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.planner import Planner
@@ -119,8 +118,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     def ListBlocks(
         self, request: training_pb2.ListBlocksRequest, context: grpc.ServicerContext
     ) -> training_pb2.ListBlocksResponse:
-        job = self._store.get(_job_id(request.parent, "parent"))
-        blocks = History.of(self._store.all_events(job.job_id)).blocks(job)
+        blocks = self._store.history(_job_id(request.parent, "parent")).blocks()
         return training_pb2.ListBlocksResponse(blocks=map(convert.block_message, blocks))
 
     def GetJobMetrics(
@@ -130,11 +128,11 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         if not 0 <= request.max_points <= _MOST_POINTS:
             rule = f"must be between 0 and {_MOST_POINTS}, got {request.max_points}"
             raise InvalidRequest(Violation("max_points", rule))
-        history = History.of(self._store.all_events(job_id))
+        history = self._store.history(job_id)
         series = history.series(request.max_points or _DEFAULT_POINTS)
         return training_pb2.GetJobMetricsResponse(
             blocks=(convert.series_message(block, reports) for block, reports in series.items()),
-            evaluations=map(convert.evaluation_message, history.evaluations.values()),
+            evaluations=map(convert.evaluation_message, history.evaluations()),
         )
 
     def WatchJob(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from bll_server.jobs.database import CannotOpen
 
-class NewerSchema(Exception):
+
+class NewerSchema(CannotOpen):
     """A newer server has changed the tables: this one would misread them."""
 
 

@@ -1,14 +1,20 @@
+import math
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from bll.config import BlocksConfig, TrainingConfig
 from bll.events import BlockProgress, CheckpointDamaged, CheckpointSaved, Evaluation, Scores
 from bll.plan import BlockPlan, Plan
 from bll_server.errors import (
+    DatabaseUnavailable,
     IllegalState,
     InvalidRequest,
     JobExists,
@@ -53,8 +59,10 @@ PATHS: dict[State, list[State]] = {
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "bll.db")
+def store(job_database: Callable[[], Path | sa.URL]) -> Iterator[Store]:
+    store = Store(job_database())
+    yield store
+    store.close()
 
 
 def queue(store: Store, job_id: str = "one", **more: Any) -> str:
@@ -229,9 +237,27 @@ def test_queued_jobs_come_out_oldest_first(store: Store) -> None:
     assert store.counts()[State.FAILED] == 0
 
 
+@pytest.mark.parametrize("job_database", ["postgres"], indirect=True)
+def test_a_full_disk_of_postgres_is_named_and_leaves_the_job_as_it_was(store: Store) -> None:
+    queue(store)
+    with store._database.write() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = 'disk_full'; END$$"
+        )
+        connection.exec_driver_sql("CREATE TRIGGER full_disk BEFORE INSERT ON jobs EXECUTE FUNCTION no_room()")
+    with pytest.raises(StorageFull, match="no room"):
+        queue(store, "two")
+    with store._database.write() as connection:
+        connection.exec_driver_sql("DROP FUNCTION no_room CASCADE")
+    assert [j.job_id for j in store.page(10, "")[0]] == ["one"]
+    assert queue(store, "two") == "two"
+
+
+@pytest.mark.parametrize("job_database", ["sqlite"], indirect=True)
 def test_a_full_disk_is_named_and_leaves_the_job_as_it_was(store: Store) -> None:
     queue(store)
-    with store._engine.connect() as connection:  # the limit holds for one connection, and this one is taken next
+    with store._database.read() as connection:  # the limit holds for one connection, and this one is taken next
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StorageFull, match="full"):
@@ -240,14 +266,65 @@ def test_a_full_disk_is_named_and_leaves_the_job_as_it_was(store: Store) -> None
     assert store.transition("one", State.CANCELLED).state is State.CANCELLED
 
 
-def test_everything_is_there_after_the_database_is_opened_again(tmp_path: Path) -> None:
-    store = Store(tmp_path / "bll.db")
+def test_everything_is_there_after_the_database_is_opened_again(job_database: Callable[[], Path | sa.URL]) -> None:
+    where = job_database()
+    store = Store(where)
     queue(store)
     store.append("one", PROGRESS)
     before = store.get("one"), store.events("one", 0)
     store.close()
-    again = Store(tmp_path / "bll.db")
+    again = Store(where)
     assert (again.get("one"), again.events("one", 0)) == before
+    again.close()
+
+
+def test_events_of_many_threads_are_numbered_without_gaps(store: Store) -> None:
+    names = [queue(store, f"job-{i}") for i in range(4)]
+
+    def tell(name: str) -> None:
+        for step in range(10):
+            store.append(name, replace(PROGRESS, step=step))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(tell, names * 2))
+    for name in names:
+        assert [e.number for e in store.events(name, 0)] == list(range(1, 22))
+
+
+def test_an_event_whose_commit_nobody_answered_is_told_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue(store)
+    write = store._database.write
+
+    @contextmanager
+    def unanswered() -> Iterator[sa.Connection]:
+        with write() as connection:
+            yield connection
+        raise DatabaseUnavailable("the answer was lost")
+
+    for event in (PROGRESS, replace(PROGRESS, step=6)):
+        with monkeypatch.context() as patch:
+            patch.setattr(store._database, "write", unanswered)
+            for _ in range(2):
+                with pytest.raises(DatabaseUnavailable):
+                    store.append("one", event)
+        store.append("one", event)
+    assert [e.event for e in store.events("one", 1)] == [PROGRESS, replace(PROGRESS, step=6)]
+    store.append("one", PROGRESS)  # told again on purpose
+    assert store.get("one").last_event == 4
+
+
+def test_numbers_and_texts_that_databases_find_hard_are_kept(store: Store) -> None:
+    queue(store, metadata=Metadata("\N{SNOWMAN} '; --", {}, -(2**31)))
+    diverged = replace(VALIDATION, mixture=replace(SCORES, nll_nats=math.inf), step=2**40)
+    store.append("one", diverged)
+    assert store.get("one").validation == diverged
+    store.append("one", replace(VALIDATION, mixture=replace(SCORES, nll_nats=math.nan)))
+    validation = store.get("one").validation
+    assert validation is not None
+    assert math.isnan(validation.mixture.nll_nats)
+    bring(store, "one", State.RUNNING)
+    failure = Failure("BlockFailed", "before\0after \udcff")
+    assert store.transition("one", State.FAILED, "before\0after", failure=failure).failure == failure
 
 
 def test_waiting_ends_with_the_next_event(store: Store) -> None:
@@ -340,6 +417,7 @@ def test_only_a_job_that_is_over_or_paused_can_be_deleted(store: Store, state: S
     ("fields", "words"),
     [
         ({"display_name": "x" * 201}, "display_name: must have at most 200"),
+        ({"display_name": "a\0b"}, "display_name: must not have the character 0"),
         ({"labels": {"Team": "x"}}, "labels: a key must match"),
         ({"labels": {"team": "a b"}}, "the value of 'team' must match"),
         ({"labels": {f"k{i}": "" for i in range(65)}}, "must be at most 64, got 65"),

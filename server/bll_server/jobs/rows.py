@@ -1,0 +1,86 @@
+"""Jobs and events as they lie in the database, read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from bll.events import evaluation_from_dict
+from bll_server.errors import NotFound
+from bll_server.jobs.metadata import Metadata
+from bll_server.jobs.records import Failure, Job, JobEvent, JobSummary, Progress, event_from_json, plan_from_json
+from bll_server.jobs.schema import jobs
+from bll_server.jobs.states import State
+
+SUMMARY = tuple(
+    column
+    for column in jobs.columns
+    if column.name not in ("spec", "plan", "validation", "test", "request_id", "request_digest")
+)
+"""What a summary is read from."""
+
+
+def job(connection: sa.Connection, job_id: str) -> Job:
+    """Raises NotFound."""
+    row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).first()
+    if row is None:
+        raise not_found(job_id)
+    return Job(
+        **_fields(row),
+        spec=row.spec,
+        plan=plan_from_json(row.plan),
+        queue_position=_queue_position(connection, row) if row.state == State.QUEUED else 0,
+        validation=evaluation_from_dict(row.validation) if row.validation else None,
+        test=evaluation_from_dict(row.test) if row.test else None,
+    )
+
+
+def summary(row: sa.Row[Any]) -> JobSummary:
+    """The job of a row with the columns of `SUMMARY`."""
+    return JobSummary(**_fields(row))
+
+
+def event(row: sa.Row[*tuple[Any, ...]]) -> JobEvent:
+    """The event of a row with its number, time and payload."""
+    return JobEvent(row.number, _time(row.time), event_from_json(row.payload))
+
+
+def not_found(job_id: str) -> NotFound:
+    """What a name that no job has is answered with."""
+    return NotFound(f"no job is named 'jobs/{job_id}'")
+
+
+def _queue_position(connection: sa.Connection, row: sa.Row[Any]) -> int:
+    """Counts from 1; see `Store.queue`."""
+    earlier = sa.tuple_(jobs.c.queue_time, jobs.c.sequence) < (row.queue_time, row.sequence)
+    ahead = (jobs.c.priority > row.priority) | ((jobs.c.priority == row.priority) & earlier)
+    query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state == State.QUEUED.value, ahead)
+    return 1 + connection.execute(query).scalar_one()
+
+
+def _fields(row: sa.Row[Any]) -> dict[str, Any]:
+    return {
+        "job_id": row.job_id,
+        "owner": row.owner,
+        "model_id": row.model_id,
+        "metadata": Metadata(row.display_name, row.labels, row.priority),
+        "etag": f'W/"{row.sequence}-{row.revision}"',
+        "state": State(row.state),
+        "reason": row.reason,
+        "failure": Failure(**row.failure) if row.failure else None,
+        "progress": Progress(**row.progress) if row.progress else None,
+        "total_steps": row.total_steps,
+        "total_epochs": row.total_epochs,
+        "checkpoint_step": row.checkpoint_step,
+        "model_version": row.model_version,
+        "create_time": _time(row.create_time),
+        "start_time": _time(row.start_time) if row.start_time else None,
+        "end_time": _time(row.end_time) if row.end_time else None,
+        "last_event": row.last_event,
+    }
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
