@@ -159,7 +159,7 @@ class Server:
             stack.callback(datasets.close)
             planner = Planner(data_dir / "datasets")
             stack.callback(planner.close)
-            training = TrainingServicer(store, planner, self._scheduler, settings.max_owner_jobs)
+            training = TrainingServicer(store, planner, self._scheduler, datasets, settings.max_owner_jobs)
             training_pb2_grpc.add_TrainingServiceServicer_to_server(training, self._grpc)
             models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(registry), self._grpc)
             datasets_pb2_grpc.add_DatasetServiceServicer_to_server(DatasetServicer(datasets), self._grpc)

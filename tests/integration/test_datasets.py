@@ -17,10 +17,13 @@ import grpc
 import numpy as np
 import pytest
 
+from bll.config import TrainingConfig
+from bll.plan import Plan
 from bll_proto.v1 import datasets_pb2 as pb
 from bll_proto.v1 import datasets_pb2_grpc, training_pb2, training_pb2_grpc
 from bll_server import app
 from bll_server.app import Server
+from bll_server.jobs.planner import Planner
 from bll_server.services import datasets
 from bll_server.settings import Settings
 
@@ -276,7 +279,7 @@ def test_more_than_the_quota_is_refused_before_it_is_sent(stub: Stub, data_dir: 
     delete(stub, "announced-2")
 
 
-@pytest.mark.parametrize("module", ["store", "uploads"])
+@pytest.mark.parametrize("module", ["disk", "uploads"])
 def test_a_full_disk_is_told_and_leaves_nothing(
     stub: Stub, data_dir: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
@@ -366,3 +369,32 @@ def test_a_silent_upload_loses_its_thread_and_can_be_taken_up_again(
     committed = stub.GetUpload(pb.GetUploadRequest(name="datasets/silent/upload")).upload.committed_bytes
     assert committed == 500
     assert stub.UploadDataset(requests(head, content, committed), timeout=30).dataset.name == "datasets/silent"
+
+
+def test_a_data_set_that_goes_while_a_job_is_planned_refuses_the_job_by_name(
+    channel: grpc.Channel, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(stub, "short-lived", arrays(seed=78))
+    settled(stub, "short-lived")
+    plan = Planner.plan
+
+    def plan_and_delete(planner: Planner, config: TrainingConfig) -> Plan:
+        planned = plan(planner, config)
+        stub.DeleteDataset(pb.DeleteDatasetRequest(name="datasets/short-lived"), timeout=10)
+        return planned
+
+    monkeypatch.setattr(Planner, "plan", plan_and_delete)
+    fields: dict[str, Any] = {
+        "data": {"name": "datasets/short-lived"},
+        "network": {"architecture": "mlp", "widths": [8, 8]},
+        "blocks": {"num_blocks": 2},
+        "latent": {"units": 4, "readout_units": 8},
+        "batch_size": 8,
+    }
+    spec = training_pb2.JobSpec(**fields)
+    jobs = training_pb2_grpc.TrainingServiceStub(channel)
+    with pytest.raises(grpc.RpcError) as error:
+        jobs.CreateJob(training_pb2.CreateJobRequest(job=training_pb2.Job(spec=spec), job_id="too-late"), timeout=60)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "job.spec.data.name: must be a data set that is there" in str(error.value.details())
+    assert not [job for job in jobs.ListJobs(training_pb2.ListJobsRequest()).jobs if job.name == "jobs/too-late"]

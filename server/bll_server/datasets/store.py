@@ -18,15 +18,16 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from bll.choices import BUILT_IN_DATA
 from bll.data import stored
 from bll.errors import Violation
+from bll_server.datasets import disk
 from bll_server.datasets.archives import NO_ROOM
 from bll_server.datasets.records import (
     Dataset,
@@ -105,6 +106,17 @@ class Datasets:
         with self._changed:
             return dict(self._datasets)
 
+    @contextmanager
+    def kept(self, data_name: str) -> Iterator[None]:
+        """No uploaded data set is deleted meanwhile. Raises InvalidRequest if the one of this name is gone already."""
+        dataset_id = data_name.removeprefix(stored.PREFIX)
+        with self._changed:
+            dataset = self._datasets.get(dataset_id)
+            if dataset_id != data_name and (dataset is None or dataset.state is not State.READY):
+                rule = f"must be a data set that is there, got {data_name!r}, which was deleted this moment"
+                raise InvalidRequest(Violation("job.spec.data.name", rule))
+            yield
+
     def progress(self, dataset_id: str) -> tuple[Header, int]:
         """What an unfinished upload was announced as, and how many bytes are there. Raises NotFound."""
         with self._changed:
@@ -138,7 +150,7 @@ class Datasets:
                 self._check_room(header)
             try:
                 folder.mkdir(exist_ok=True)
-                _write(folder / _HEADER, asdict(header))
+                disk.write(folder / _HEADER, asdict(header))
                 upload = Upload(header, folder / _PART)
             except OSError as error:
                 self._give_up(header.dataset_id)
@@ -248,7 +260,7 @@ class Datasets:
         return announced + sum(sizes.values())
 
     def _record(self, dataset: Dataset) -> None:
-        _write(self._root / dataset.dataset_id / _RECORD, dataset_to_dict(dataset))
+        disk.write(self._root / dataset.dataset_id / _RECORD, dataset_to_dict(dataset))
         self._datasets[dataset.dataset_id] = dataset
 
     def _release(self, dataset_id: str) -> None:
@@ -343,7 +355,7 @@ class Datasets:
             folder = self._root / dataset.dataset_id
             if isinstance(outcome, Report):
                 assert content is not None
-                _sync(content)
+                disk.sync(content)
                 content.rename(folder / stored.CONTENT)
                 settled = replace(dataset, state=State.READY, report=outcome)
             else:
@@ -362,36 +374,6 @@ def _read_header(folder: Path) -> Header | None:
         return header_from_dict(json.loads((folder / _HEADER).read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    """Replace `path` by one rename, once its new content is on disk."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with temporary.open("w") as file:
-            json.dump(values, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_one(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Have all files of `folder` on disk, and their names."""
-    for path in folder.iterdir():
-        _sync_one(path)
-    _sync_one(folder)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _full(error: OSError) -> Exception:

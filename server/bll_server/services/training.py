@@ -15,6 +15,7 @@ from bll.errors import Violation
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 from bll_server import convert
 from bll_server.auth.caller import caller
+from bll_server.datasets.store import Datasets
 from bll_server.errors import InvalidRequest
 from bll_server.jobs.listing import Listing
 from bll_server.jobs.metadata import Metadata
@@ -31,8 +32,11 @@ _DEFAULT_POINTS, _MOST_POINTS = 200, 10_000
 class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     """See `training.proto`."""
 
-    def __init__(self, store: Store, planner: Planner, scheduler: Scheduler, max_owner_jobs: int) -> None:
+    def __init__(
+        self, store: Store, planner: Planner, scheduler: Scheduler, datasets: Datasets, max_owner_jobs: int
+    ) -> None:
         self._store = store
+        self._datasets = datasets
         self._planner = planner
         self._scheduler = scheduler
         self._max_owner_jobs = max_owner_jobs
@@ -49,17 +53,18 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         plan = self._planner.plan(convert.config_from_spec(spec))
         if request.validate_only:
             return training_pb2.CreateJobResponse(job=convert.preview_message(spec, plan))
-        job = self._scheduler.submit(
-            request.job_id,
-            spec.model_id,
-            spec.SerializeToString(),
-            plan,
-            metadata=metadata,
-            owner=caller().owner,
-            most_unfinished=self._max_owner_jobs,
-            request_id=request.request_id,
-            request_digest=digest,
-        )
+        with self._datasets.kept(plan.config.data.name):  # from here on the job itself keeps it
+            job = self._scheduler.submit(
+                request.job_id,
+                spec.model_id,
+                spec.SerializeToString(),
+                plan,
+                metadata=metadata,
+                owner=caller().owner,
+                most_unfinished=self._max_owner_jobs,
+                request_id=request.request_id,
+                request_digest=digest,
+            )
         return training_pb2.CreateJobResponse(job=convert.job_message(job))
 
     def GetJob(self, request: training_pb2.GetJobRequest, context: grpc.ServicerContext) -> training_pb2.GetJobResponse:
