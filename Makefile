@@ -7,7 +7,7 @@ BENCH_ARGS ?=
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: demo test test-gpu test-network check protos bench-demo-network bench-method bench-engine bench-report soak venv
+.PHONY: demo test test-gpu test-network check protos bench-demo-network bench-method bench-engine bench-serving bench-report soak venv
 .DEFAULT_GOAL := test
 
 demo: venv
@@ -48,8 +48,12 @@ bench-method: venv
 bench-engine: venv
 	$(bin)/python -m benchmarks.engine $(BENCH_ARGS)
 
+bench-serving: venv
+	$(bin)/python -m benchmarks.serving $(BENCH_ARGS)
+
 soak: venv
 	$(bin)/python -m benchmarks.engine chaos $(BENCH_ARGS)
+	$(bin)/python -m benchmarks.serving soak $(BENCH_ARGS)
 
 bench-report: venv
 	$(bin)/python -m benchmarks.method report
