@@ -28,7 +28,7 @@ from bll.devices import cluster_devices, resolved_devices
 from bll.errors import InvalidConfig, Violation
 from bll.families import make_family
 from bll.intra_op import intra_op_threads
-from bll.placement import num_workers
+from bll.placement import crowding, num_workers
 from bll.plan import BlockPlan, Plan
 from bll.precision import Arithmetic
 from bll.readouts import Readout, latent_units, make_readout
@@ -306,13 +306,7 @@ def _warnings(plan: Plan) -> tuple[str, ...]:
         found.append(f"blocks.num_blocks {config.blocks.num_blocks}: the gap to backprop grows with each block over 4")
     if config.loss.span > 1:
         found.append(f"loss.span {config.loss.span}: all blocks run in one worker, one after the other")
-    threads, workers = config.executor.threads_per_block, num_workers(plan)
     cores = math.inf if config.executor.address else usable_cores()  # those of a cluster are not known here
-    if threads > cores:
-        found.append(f"executor.threads_per_block {threads} exceeds the {cores} cores here")
-    elif workers * threads > cores:
-        found.append(
-            f"executor: {workers} workers x {threads} threads share {cores} cores; num_workers {cores // threads} "
-            "would give each its own"
-        )
+    if crowded := crowding(plan, num_workers(plan), cores):
+        found.append(crowded)
     return tuple(found)

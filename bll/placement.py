@@ -33,6 +33,19 @@ def num_workers(plan: Plan) -> int:
     return plan.config.executor.num_workers or len(plan.units)
 
 
+def crowding(plan: Plan, workers: int, cores: float) -> str:
+    """What to warn of where `workers` share `cores`; "" where each of their threads has one of its own."""
+    threads = plan.config.executor.threads_per_block
+    if threads > cores:
+        return f"executor.threads_per_block {threads} exceeds the {cores} cores here"
+    if workers * threads > cores:
+        return (
+            f"executor: {workers} workers x {threads} threads share {cores} cores; num_workers {cores // threads} "
+            "would give each its own"
+        )
+    return ""
+
+
 def place(plan: Plan, workers: int, costs: Sequence[float]) -> Placement:
     """The placement on `workers` workers, at most one a unit, whose slowest one is as fast as can be.
 
