@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, Unpack, cast
 
 import grpc
 
@@ -36,6 +36,7 @@ from bll_client._types import (
     Head,
     Job,
     JobEvent,
+    JobMetadata,
     JobMetrics,
     LogChunk,
     Model,
@@ -93,12 +94,9 @@ class AsyncClient:
         job_id: str | None = None,
         request_id: str | None = None,
         validate_only: bool = False,
-        labels: Mapping[str, str] | None = None,
-        display_name: str | None = None,
-        priority: int | None = None,
+        **metadata: Unpack[JobMetadata],
     ) -> Job:
         """As `Client.create_job`."""
-        metadata = {"labels": labels, "display_name": display_name, "priority": priority}
         return await self._send(_calls.create_job(spec, job_id, request_id, validate_only, metadata))
 
     async def get_job(self, name: str) -> Job:
@@ -125,17 +123,8 @@ class AsyncClient:
         """As `Client.retry_job`."""
         return await self._send(_calls.retry_job(name))
 
-    async def update_job(
-        self,
-        name: str,
-        *,
-        labels: Mapping[str, str] | None = None,
-        display_name: str | None = None,
-        priority: int | None = None,
-        etag: str = "",
-    ) -> Job:
+    async def update_job(self, name: str, *, etag: str = "", **metadata: Unpack[JobMetadata]) -> Job:
         """As `Client.update_job`."""
-        metadata = {"labels": labels, "display_name": display_name, "priority": priority}
         return await self._send(_calls.update_job(name, metadata, etag))
 
     async def delete_job(self, name: str, *, etag: str = "") -> None:

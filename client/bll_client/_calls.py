@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 from uuid import uuid4
 
 import grpc
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from bll_client._convert import read
@@ -170,7 +172,16 @@ def get_job_metrics(
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    """What is not None, as a message takes it."""
+    return {name: _sent(value) for name, value in values.items() if value is not None}
+
+
+def _sent(value: Any) -> Any:
+    if not isinstance(value, timedelta):
+        return value
+    duration = Duration()
+    duration.FromTimedelta(value)
+    return duration
 
 
 def list_models(page_token: str) -> Call[models_pb2.ListModelsRequest, models_pb2.ListModelsResponse, Page[Model]]:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
@@ -35,6 +35,7 @@ from bll_client._types import (
     Head,
     Job,
     JobEvent,
+    JobMetadata,
     JobMetrics,
     LogChunk,
     Model,
@@ -98,18 +99,15 @@ class Client:
         job_id: str | None = None,
         request_id: str | None = None,
         validate_only: bool = False,
-        labels: Mapping[str, str] | None = None,
-        display_name: str | None = None,
-        priority: int | None = None,
+        **metadata: Unpack[JobMetadata],
     ) -> Job:
         """The new job, queued, its spec resolved and its blocks planned.
 
         A mapping has the fields of `JobSpec`, enum values short and in lower case. The server chooses a job id where
         none is given. A call that is repeated with the same `request_id`, a UUID, returns the same job; by default
-        each call has its own. `validate_only` stores nothing. Jobs of a higher `priority` than 0 leave the queue first.
-        Raises InvalidSpec, InvalidArgument, AlreadyExists, ResourceExhausted.
+        each call has its own. `validate_only` stores nothing. What else may be said of it is in
+        `JobMetadata`. Raises InvalidSpec, InvalidArgument, AlreadyExists, ResourceExhausted.
         """
-        metadata = {"labels": labels, "display_name": display_name, "priority": priority}
         return self._send(_calls.create_job(spec, job_id, request_id, validate_only, metadata))
 
     def get_job(self, name: str) -> Job:
@@ -150,21 +148,12 @@ class Client:
         """
         return self._send(_calls.retry_job(name))
 
-    def update_job(
-        self,
-        name: str,
-        *,
-        labels: Mapping[str, str] | None = None,
-        display_name: str | None = None,
-        priority: int | None = None,
-        etag: str = "",
-    ) -> Job:
-        """The job with other labels, display name or priority. None leaves what is there.
+    def update_job(self, name: str, *, etag: str = "", **metadata: Unpack[JobMetadata]) -> Job:
+        """The job with what `metadata` names replaced; a duration of 0 takes the limit away.
 
         Labels are replaced as a whole. With `etag`, that of a job as it was read, nothing that came in between is
         overwritten. Raises NotFound, InvalidArgument, Aborted.
         """
-        metadata = {"labels": labels, "display_name": display_name, "priority": priority}
         return self._send(_calls.update_job(name, metadata, etag))
 
     def delete_job(self, name: str, *, etag: str = "") -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -431,6 +431,22 @@ class JobFailure:
     message: str
 
 
+class JobMetadata(TypedDict, total=False):
+    """What may be said of a job beside its spec, and changed at any time. None is the same as leaving it out."""
+
+    labels: Mapping[str, str] | None
+    """Replaced as a whole."""
+    display_name: str | None
+    priority: int | None
+    """Jobs of a higher one leave the queue first; 0 unless set."""
+    preemptible: bool | None
+    """While it runs, it gives way to a job of a higher priority that waits, and goes on by itself."""
+    max_run_duration: timedelta | None
+    """Running time after which it is stopped and FAILED; 0: no limit."""
+    ttl_after_finish: timedelta | None
+    """Time after its end after which the server deletes it; 0: never."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One training run, from submission to its model."""
@@ -462,9 +478,19 @@ class Job:
     etag: str
     """Another after each change of state, labels, display name or priority; progress leaves it."""
     queue_position: int
-    """From 1; 0 when the job is not QUEUED, and in a list."""
+    """One more than the jobs that are to start before it; 0 when it is not QUEUED, and in a list."""
     owner: str
     """Whose token created it; empty where the server asked for none."""
+    preemptible: bool
+    """While it runs, it gives way to a job of a higher priority that waits."""
+    max_run_duration: timedelta | None
+    """Running time after which it is FAILED; None: no limit."""
+    ttl_after_finish: timedelta | None
+    """Time after its end after which the server deletes it; None: never."""
+    run_duration: timedelta | None
+    """Running time of all its runs so far; None before the first."""
+    expire_time: datetime | None
+    """When the server deletes it; None where it does not, and while it is not over."""
 
 
 class DatasetState(StrEnum):

@@ -36,7 +36,9 @@ from bll_server.datasets.store import Datasets, Quota
 from bll_server.datasets.validator import Limits
 from bll_server.errors import DatabaseUnavailable, ModelNotReady, StorageFull
 from bll_server.interceptors import Boundary
+from bll_server.jobs.capacity import Capacity
 from bll_server.jobs.database import CannotOpen
+from bll_server.jobs.expiry import Expiry
 from bll_server.jobs.planner import Planner
 from bll_server.jobs.scheduler import Scheduler
 from bll_server.jobs.store import Store
@@ -134,10 +136,17 @@ class Server:
                 metrics,
                 data_dir,
                 ("nice", "-n", str(settings.job_niceness), *command),
-                max_jobs=settings.max_jobs,
+                capacity=_capacity(settings),
                 max_watchers=settings.max_watchers,
                 cancel_grace_s=settings.cancel_grace_s,
+                pause_grace_s=settings.pause_grace_s,
             )
+
+            def expire(job_id: str, etag: str) -> None:
+                self._scheduler.delete(job_id, etag)
+                audit.write("server", "expire", f"jobs/{job_id}", grpc.StatusCode.OK.name)
+
+            expiry = Expiry(store, expire)
             # A few threads more than may watch, so that there is one to refuse with.
             watchers = ThreadPoolExecutor(settings.max_watchers + 2, thread_name_prefix="watch")
             stack.callback(watchers.shutdown, wait=False)
@@ -183,6 +192,8 @@ class Server:
                 self._scheduler.start()
             except (DatabaseUnavailable, StorageFull) as error:
                 raise CannotStart(str(error)) from error
+            expiry.start()
+            stack.callback(expiry.close)
             self._grpc.start()
             self._stack = stack.pop_all()
 
@@ -220,6 +231,17 @@ def _quota(settings: Settings) -> Quota:
 def _batcher(settings: Settings, metrics: Metrics) -> Batcher:
     budget = Budget(settings.max_predictions, _MAX_QUEUED_ROWS, settings.max_predictions_mb * 2**20)
     return Batcher(metrics, budget, parallel=usable_cores(), delay_s=settings.batch_delay_ms / 1000)
+
+
+def _capacity(settings: Settings) -> Capacity:
+    return Capacity(
+        jobs=settings.max_jobs,
+        threads=settings.job_threads or usable_cores(),
+        device_jobs=settings.device_jobs,
+        owner_jobs=settings.max_owner_running,
+        owner_threads=settings.max_owner_threads,
+        ray_addresses=frozenset(settings.ray_address),
+    )
 
 
 def _grpc_server(settings: Settings, boundary: Boundary) -> grpc.Server:

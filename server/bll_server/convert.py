@@ -12,6 +12,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2
 
@@ -33,9 +34,10 @@ from bll.plain import from_dict
 from bll.plan import Plan
 from bll_proto.v1 import errors_pb2, training_pb2
 from bll_server.errors import DOMAIN, InvalidRequest
+from bll_server.jobs.admission import Standing
 from bll_server.jobs.history import BlockStatus
 from bll_server.jobs.metadata import Metadata
-from bll_server.jobs.records import Job, JobEvent, JobSummary, Progress, StateChange
+from bll_server.jobs.records import DEADLINE, Job, JobEvent, JobSummary, Progress, StateChange
 
 M = TypeVar("M", bound=Message)
 
@@ -55,7 +57,19 @@ def invalid_spec(violations: tuple[Violation, ...]) -> InvalidRequest:
 
 def metadata(job: training_pb2.Job) -> Metadata:
     """What a caller wrote on a job. Raises InvalidRequest with paths such as `job.labels`."""
-    return Metadata(job.display_name, dict(job.labels), job.priority)
+    return Metadata(
+        job.display_name,
+        dict(job.labels),
+        job.priority,
+        job.preemptible,
+        _seconds(job.max_run_duration),
+        _seconds(job.ttl_after_finish),
+    )
+
+
+def metadata_paths() -> dict[str, str]:
+    """The fields of a `Job` that a caller writes, with the names that `Metadata` has for them."""
+    return {field.name.removesuffix("_s"): field.name for field in fields(Metadata)}
 
 
 def spec_message(config: TrainingConfig, model_id: str = "") -> training_pb2.JobSpec:
@@ -86,10 +100,11 @@ def plan_message(plan: Plan) -> training_pb2.JobPlan:
     return _filled(training_pb2.JobPlan(), plan, skip="config")
 
 
-def job_message(job: Job) -> training_pb2.Job:
-    """Everything about a job."""
+def job_message(job: Job, standing: Standing) -> training_pb2.Job:
+    """Everything about a job, and how it stands with the scheduler."""
     message = summary_message(job)
-    message.queue_position = job.queue_position
+    message.queue_position = standing.position
+    message.state_reason = "; ".join(filter(None, (job.reason, standing.why)))
     message.spec.ParseFromString(job.spec)
     message.resolved_spec.CopyFrom(spec_message(job.plan.config, job.model_id))
     message.plan.CopyFrom(plan_message(job.plan))
@@ -117,23 +132,31 @@ def summary_message(job: JobSummary) -> training_pb2.Job:
         last_event=job.last_event,
         etag=job.etag,
         owner=job.owner,
-        **vars(job.metadata),
+        display_name=job.metadata.display_name,
+        labels=job.metadata.labels,
+        priority=job.metadata.priority,
+        preemptible=job.metadata.preemptible,
     )
     message.spec.model_id = job.model_id
     if job.failure:
+        over_time = job.failure.kind == DEADLINE
+        reason = errors_pb2.ERROR_REASON_DEADLINE if over_time else errors_pb2.ERROR_REASON_TRAINING_FAILED
         info = error_details_pb2.ErrorInfo(
             domain=DOMAIN,
-            reason=errors_pb2.ErrorReason.Name(errors_pb2.ERROR_REASON_TRAINING_FAILED).removeprefix("ERROR_REASON_"),
+            reason=errors_pb2.ErrorReason.Name(reason).removeprefix("ERROR_REASON_"),
             metadata={"error": job.failure.kind},
         )
         if job.failure.block is not None:
             info.metadata["block"] = str(job.failure.block)
-        message.error.code = code_pb2.ABORTED
+        message.error.code = code_pb2.DEADLINE_EXCEEDED if over_time else code_pb2.ABORTED
         message.error.message = job.failure.message
         message.error.details.add().Pack(info)
     if job.progress:
         message.progress.CopyFrom(_progress_message(job, job.progress))
-    for name in ("create_time", "start_time", "end_time"):
+    _set_duration(message.max_run_duration, job.metadata.max_run_duration_s)
+    _set_duration(message.ttl_after_finish, job.metadata.ttl_after_finish_s)
+    _set_duration(message.run_duration, job.run_s)
+    for name in ("create_time", "start_time", "end_time", "expire_time"):
         if time := getattr(job, name):
             getattr(message, name).FromDatetime(_naive(time))
     return message
@@ -180,6 +203,16 @@ def _progress_message(job: JobSummary, progress: Progress) -> training_pb2.JobPr
     if progress.remaining_s is not None:
         message.remaining.FromMilliseconds(round(progress.remaining_s * 1e3))
     return message
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _set_duration(message: Duration, seconds: float) -> None:
+    """Nothing of it is present where there are none."""
+    if seconds:
+        message.FromMilliseconds(round(seconds * 1e3))
 
 
 def _naive(time: datetime) -> datetime:

@@ -54,6 +54,20 @@ class Settings(BaseSettings):
         le=19,
         description="How far jobs step back where cores are short; as nice(1).",
     )
+    job_threads: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="CPU threads of all running jobs together; 0: as many as this process has cores.",
+    )
+    device_jobs: int = Field(default=1, ge=1, le=64, description="Running jobs that share one CUDA device.")
+    max_owner_running: int = Field(default=64, ge=1, le=64, description="Running jobs of one owner of tokens.")
+    max_owner_threads: int = Field(
+        default=4096, ge=1, le=4096, description="CPU threads of the running jobs of one owner of tokens."
+    )
+    ray_address: tuple[str, ...] = Field(
+        default=(), description="HOST:PORT of a Ray cluster that jobs may run on; may be given again."
+    )
     max_message_mb: int = Field(default=64, ge=1, le=1024, description="Largest request or answer, in MiB.")
     max_calls: int = Field(
         default=4096, ge=1, le=65_536, description="Calls and streams that are open at the same time, of all clients."
@@ -108,6 +122,12 @@ class Settings(BaseSettings):
         ge=0,
         le=3600,
         description="Seconds that a cancelled job is given before its processes are killed.",
+    )
+    pause_grace_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86_400,
+        description="The same of a job that is paused, or has run for as long as it may.",
     )
     log_format: Literal["console", "json"] = Field(default="console", description="Form of the log on stderr.")
 

@@ -361,10 +361,36 @@ def test_the_queue_is_in_order_of_priority_and_then_of_arrival(store: Store) -> 
         queue(store, name, metadata=Metadata(priority=priority))
     order = [job.job_id for job in store.queue()]
     assert order == ["two", "four", "one", "three", "five"]
-    assert [store.get(name).queue_position for name in order] == [1, 2, 3, 4, 5]
     store.update("three", {"priority": 9})
-    assert store.get("three").queue_position == 1
-    assert store.transition("three", State.STARTING).queue_position == 0
+    assert [job.job_id for job in store.queue()] == ["three", "two", "four", "one", "five"]
+    store.transition("three", State.STARTING)
+    assert [job.job_id for job in store.queue()] == ["two", "four", "one", "five"]
+
+
+def test_running_time_is_what_was_told_last(store: Store) -> None:
+    queue(store, metadata=Metadata(preemptible=True, max_run_duration_s=60.0, ttl_after_finish_s=1.5))
+    assert (store.get("one").run_s, store.get("one").is_over_time) == (0.0, False)
+    store.transition("one", State.STARTING)
+    store.append("one", CheckpointSaved(step=10, epoch=0), run_s=12.5)
+    store.append("one", CheckpointSaved(step=20, epoch=0))
+    assert store.transition("one", State.QUEUED, "the server died").run_s == 12.5
+    store.transition("one", State.STARTING)
+    job = store.transition("one", State.FAILED, run_s=60.5)
+    assert (job.run_s, job.is_over_time) == (60.5, True)
+    assert job.metadata == Metadata(preemptible=True, max_run_duration_s=60.0, ttl_after_finish_s=1.5)
+
+
+def test_jobs_expire_in_the_order_in_which_their_time_comes(store: Store) -> None:
+    for name, ttl_s in (("late", 300.0), ("soon", 100.0), ("kept", 0.0), ("waits", 100.0)):
+        queue(store, name, metadata=Metadata(ttl_after_finish_s=ttl_s))
+        if name != "waits":
+            store.transition(name, State.CANCELLED)
+    end_time = store.get("soon").end_time
+    assert end_time is not None
+    now = end_time.timestamp()
+    assert store.expired(now + 99) == []
+    assert [job.job_id for job in store.expired(now + 1000)] == ["soon", "late"]
+    assert [job.job_id for job in store.expired(now + 1000, limit=1)] == ["soon"]
 
 
 def test_who_is_resumed_joins_the_end_of_the_queue_and_whom_the_server_put_back_keeps_its_place(store: Store) -> None:

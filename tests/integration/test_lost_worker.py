@@ -45,7 +45,7 @@ def test_a_job_survives_a_killed_worker_and_says_so(tmp_path: Path) -> None:
         "epochs": 8,
     }
     watch = training_pb2.WatchJobRequest(name="jobs/struck")
-    server = Server(Settings(port=0, metrics_port=0, data_dir=tmp_path))
+    server = Server(Settings(port=0, metrics_port=0, data_dir=tmp_path, job_threads=2))
     try:
         with grpc.insecure_channel(server.address) as channel:
             stub = training_pb2_grpc.TrainingServiceStub(channel)

@@ -2,129 +2,19 @@
 
 import os
 import select
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bll.config import BlocksConfig, TrainingConfig
 from bll.events import BlockProgress, CheckpointSaved
-from bll.plan import BlockPlan, Plan
 from bll_server.errors import IllegalState, NotFound, Overloaded, ShuttingDown, StaleEtag, StorageFull
-from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.records import Failure, Job, JobEvent, StateChange
-from bll_server.jobs.scheduler import Scheduler
-from bll_server.jobs.states import FINAL, State
-from bll_server.jobs.store import Store
-from bll_server.metrics import Metrics
+from bll_server.jobs.states import State
 
-PLAN = Plan(
-    config=TrainingConfig(blocks=BlocksConfig(num_blocks=2, cuts=(3,)), epochs=2),
-    blocks=(BlockPlan(0, ("stem",), 100, 2000, (16, 28, 28), 4096), BlockPlan(3, ("conv",), 50, 1000, (64,), 4096)),
-    input_shape=(1, 28, 28),
-    class_names=("a", "b"),
-    steps_per_epoch=10,
-    dataset_digest="0" * 64,
-)
-
-# Does what the first word of the job's id says.
-RUNNER = """
-import json, os, pathlib, signal, subprocess, sys, threading, time
-from bll.events import BlockProgress, CheckpointSaved, RunEnded, to_json
-folder = pathlib.Path(sys.argv[1])
-what = folder.name.split("-")[0]
-def tell(text): print(text, flush=True)
-tell(json.dumps({"event": "Started"}))
-for block in (0, 1):
-    tell(to_json(BlockProgress(block, 0, 5 + block, 1.2, 0.3, 0.5, 0.2, 0.7, 1.0, 1000.0 + block, 0.0)))
-tell(to_json(CheckpointSaved(10, 0)))
-if what == "succeed":
-    (folder / "staging").mkdir()
-    tell(to_json(RunEnded(20, True)))
-    tell(json.dumps({"event": "Exported"}))
-elif what == "fail":
-    tell(json.dumps({"event": "Failed", "kind": "BlockFailed", "message": "block 1: no memory", "block": 1}))
-    sys.exit(1)
-elif what == "exit":
-    sys.exit(7)
-elif what == "nonsense":
-    tell("this is not an event")
-    time.sleep(1000)
-elif what == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
-elif what == "deaf":
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], stdout=subprocess.DEVNULL)
-    (folder / "child").write_text(str(child.pid))
-    tell(to_json(CheckpointSaved(11, 0)))
-    time.sleep(1000)
-else:
-    tell(to_json(CheckpointSaved(11, 0)))
-    for line in sys.stdin:
-        if line == "stop\\n":
-            tell(to_json(CheckpointSaved(12, 0)))
-            tell(to_json(RunEnded(12, False)))
-            break
-"""
-
-
-@dataclass
-class Bench:
-    store: Store
-    scheduler: Scheduler
-    metrics: Metrics
-    folder: Path
-
-    def submit(self, job_id: str) -> None:
-        self.scheduler.submit(job_id, "", b"", PLAN)
-
-    def until(self, job_id: str, reached: Callable[[Job], bool]) -> Job:
-        """The job, once `reached` holds for it; looked at after each event."""
-        after = 0
-        late = threading.Event()
-        timer = threading.Timer(30, late.set)
-        timer.start()
-        try:
-            while not late.is_set():
-                job = self.store.get(job_id)
-                if reached(job):
-                    return job
-                after = max(after, job.last_event)
-                self.store.wait(job_id, after, 30, late.is_set)
-        finally:
-            timer.cancel()
-        raise AssertionError(f"{self.store.get(job_id)} came no further")
-
-    def end_of(self, job_id: str) -> Job:
-        return self.until(job_id, lambda job: job.state in FINAL)
-
-    def training(self, job_id: str) -> Job:
-        """The job, once its runner has nothing left to tell before it is stopped."""
-        return self.until(job_id, lambda job: job.state is State.RUNNING and job.checkpoint_step == 11)
-
-
-def make(folder: Path, *, cancel_grace_s: float = 30.0, **more: int) -> Bench:
-    (folder / "runner.py").write_text(RUNNER)
-    store, metrics = Store(folder / "bll.db"), Metrics()
-
-    def publish(model: str, staging: Path, job: str) -> str:
-        assert staging.is_dir()
-        return f"models/{model}/versions/1"
-
-    scheduler = Scheduler(
-        store,
-        publish,
-        metrics,
-        folder,
-        [sys.executable, str(folder / "runner.py")],
-        max_jobs=more.get("max_jobs", 1),
-        max_watchers=more.get("max_watchers", 4),
-        cancel_grace_s=cancel_grace_s,
-    )
-    return Bench(store, scheduler, metrics, folder)
+from .bench import PLAN, Bench, make
 
 
 @pytest.fixture
@@ -136,15 +26,11 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.store.close()
 
 
-def states(bench: Bench, job_id: str) -> list[State]:
-    return [e.event.state for e in bench.store.events(job_id, 0) if isinstance(e.event, StateChange)]
-
-
 def test_a_job_goes_from_the_queue_to_its_model(bench: Bench) -> None:
     bench.submit("succeed-1")
     job = bench.end_of("succeed-1")
     assert job.model_version == "models/succeed-1/versions/1"
-    assert states(bench, "succeed-1") == [State.QUEUED, State.STARTING, State.RUNNING, State.SUCCEEDED]
+    assert bench.states("succeed-1") == [State.QUEUED, State.STARTING, State.RUNNING, State.SUCCEEDED]
     events = bench.store.events("succeed-1", 0)
     assert [e.number for e in events] == list(range(1, len(events) + 1))
     assert sum(isinstance(e.event, BlockProgress) for e in events) == 2
@@ -214,7 +100,7 @@ def test_a_state_that_a_full_disk_refused_is_written_once_there_is_room(
             raise StorageFull("the job database cannot grow")
         return transition(job_id, state, *rest, **more)
 
-    monkeypatch.setattr("bll_server.jobs.scheduler._RETRY_S", 0.05)
+    monkeypatch.setattr("bll_server.jobs.insistence.RETRY_S", 0.05)
     monkeypatch.setattr(bench.store, "transition", full_once)
     bench.submit("succeed-1")
     assert bench.end_of("succeed-1").state is State.SUCCEEDED
@@ -234,7 +120,7 @@ def test_jobs_run_one_after_the_other_in_the_order_they_came(bench: Bench) -> No
 
 
 def test_as_many_jobs_run_at_once_as_there_are_slots(tmp_path: Path) -> None:
-    bench = make(tmp_path, max_jobs=2)
+    bench = make(tmp_path, jobs=2, threads=4)
     bench.scheduler.start()
     for name in ("wait-1", "wait-2", "wait-3"):
         bench.submit(name)
@@ -248,7 +134,7 @@ def test_a_queued_job_is_cancelled_at_once(bench: Bench) -> None:
     bench.submit("wait-1")
     bench.submit("wait-2")
     assert bench.scheduler.cancel("wait-2").state is State.CANCELLED
-    assert states(bench, "wait-2") == [State.QUEUED, State.CANCELLED]
+    assert bench.states("wait-2") == [State.QUEUED, State.CANCELLED]
 
 
 def test_a_running_job_is_cancelling_until_its_workers_have_ended(bench: Bench) -> None:
@@ -296,7 +182,7 @@ def test_a_queued_job_is_paused_at_once_and_runs_once_it_is_resumed(bench: Bench
     bench.end_of("wait-1")
     assert bench.scheduler.resume("succeed-2").reason == "resumed by request"
     assert bench.end_of("succeed-2").state is State.SUCCEEDED
-    assert states(bench, "succeed-2")[:3] == [State.QUEUED, State.PAUSED, State.QUEUED]
+    assert bench.states("succeed-2")[:3] == [State.QUEUED, State.PAUSED, State.QUEUED]
 
 
 def test_a_running_job_pauses_at_its_next_marker_and_gives_its_slot_to_the_next(bench: Bench) -> None:
@@ -338,7 +224,7 @@ def test_what_failed_or_was_cancelled_is_retried_from_its_checkpoint(bench: Benc
     seen = [next(watcher) for _ in range(job.last_event)]
     assert seen[-1] is not None
     assert seen[-1].event == StateChange(State.QUEUED, job.reason)
-    bench.until(what, lambda job: states(bench, what).count(State.STARTING) == 2)
+    bench.until(what, lambda job: bench.states(what).count(State.STARTING) == 2)
     watcher.close()  # type: ignore[attr-defined]
 
 
@@ -431,7 +317,7 @@ def test_jobs_of_a_higher_priority_run_first(bench: Bench) -> None:
     bench.submit("wait-1")
     bench.training("wait-1")
     bench.submit("succeed-2")
-    bench.scheduler.submit("succeed-3", "", b"", PLAN, metadata=Metadata(priority=1))
+    bench.submit("succeed-3", priority=1)
     bench.scheduler.cancel("wait-1")
     second, third = bench.end_of("succeed-2"), bench.end_of("succeed-3")
     assert third.end_time is not None

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -141,10 +142,68 @@ def test_a_job_carries_what_its_caller_writes_on_it_until_it_is_deleted(stub: St
     assert (dict(updated.labels), updated.display_name, updated.priority) == ({"stage": "late"}, "Night run", 0)
     code, _, reason = refusal(lambda: stub.UpdateJob(change, timeout=10))
     assert (code, reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+    refused = training_pb2.UpdateJobRequest(
+        job=training_pb2.Job(name="jobs/labelled"), update_mask=FieldMask(paths=["state"])
+    )
+    names = "labels, priority, preemptible, max_run_duration, ttl_after_finish"
+    wanted = {"update_mask": f"must name some of display_name, {names}, got state"}
+    assert refusal(lambda: stub.UpdateJob(refused, timeout=10))[1] == wanted
     delete = training_pb2.DeleteJobRequest(name="jobs/labelled", etag=updated.etag)
     stub.DeleteJob(delete, timeout=10)
     code, _, _ = refusal(lambda: stub.DeleteJob(delete, timeout=10))
     assert code is grpc.StatusCode.NOT_FOUND
+
+
+def test_durations_are_kept_replaced_and_taken_away(stub: Stub) -> None:
+    hour, day = Duration(seconds=3600), Duration(seconds=86400)
+    job = training_pb2.Job(spec=small(), preemptible=True, max_run_duration=hour, ttl_after_finish=day)
+    created = stub.CreateJob(training_pb2.CreateJobRequest(job=job, job_id="timed"), timeout=90).job
+    assert (created.preemptible, created.max_run_duration, created.ttl_after_finish) == (True, hour, day)
+    assert not created.HasField("expire_time")
+    paths = ["preemptible", "max_run_duration", "ttl_after_finish"]
+    change = training_pb2.UpdateJobRequest(
+        job=training_pb2.Job(name="jobs/timed", ttl_after_finish=hour), update_mask=FieldMask(paths=paths)
+    )
+    changed = stub.UpdateJob(change, timeout=10).job
+    assert (changed.preemptible, changed.HasField("max_run_duration"), changed.ttl_after_finish) == (False, False, hour)
+    stub.CancelJob(training_pb2.CancelJobRequest(name="jobs/timed"), timeout=10)
+
+
+@pytest.mark.parametrize(
+    "duration",
+    [Duration(nanos=1), Duration(seconds=-5), Duration(seconds=2**63 - 1), Duration(seconds=315_360_001)],
+    ids=str,
+)
+def test_a_duration_out_of_range_is_refused_with_its_value(stub: Stub, duration: Duration) -> None:
+    for field in ("max_run_duration", "ttl_after_finish"):
+        fields: dict[str, Any] = {"spec": small(), field: duration}
+        job = training_pb2.Job(**fields)
+        code, broken, _ = refusal(lambda: stub.CreateJob(training_pb2.CreateJobRequest(job=job), timeout=90))  # noqa: B023
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert f"got {duration.seconds + duration.nanos / 1e9:g}" in broken[f"job.{field}"]
+
+
+def test_a_job_that_needs_more_threads_than_the_server_has_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    server = Server(settings(tmp_path, job_threads=2), [sys.executable, "-c", WAIT])
+    try:
+        with grpc.insecure_channel(server.address) as channel:
+            stub = Stub(channel)
+            processes = training_pb2.EXECUTOR_NAME_PROCESSES
+            for validate_only in (True, False):
+                wide = small(executor={"name": processes, "num_workers": 2, "threads_per_block": 2})
+                code, broken, _ = refusal(lambda: create(stub, wide, validate_only=validate_only))  # noqa: B023
+                assert code is grpc.StatusCode.INVALID_ARGUMENT
+                rule = "must be at most 1: a job may have 2 threads here, and each worker has 2, got 2"
+                assert broken == {"job.spec.executor.num_workers": rule}
+            open_number = create(stub, small(executor={"name": processes, "threads_per_block": 2}), job_id="fits")
+            shared = "executor: 1 workers share the 2 blocks, since a job may have 2 threads here"
+            assert shared in open_number.plan.warnings
+            waiting = create(stub, job_id="waits")
+            assert waiting.queue_position == 1
+            assert waiting.state_reason == "waits for 1 of 2 threads (0 free) and a place (1 of 1 taken)"
+            assert len(list(stub.ListJobs(training_pb2.ListJobsRequest(), timeout=10).jobs)) == 2
+    finally:
+        server.stop()
 
 
 BAD_SPECS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -50,6 +50,11 @@ JOB = Job(
     etag="",
     queue_position=0,
     owner="",
+    preemptible=False,
+    max_run_duration=None,
+    ttl_after_finish=None,
+    run_duration=None,
+    expire_time=None,
 )
 
 

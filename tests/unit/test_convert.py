@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from google.protobuf.descriptor import Descriptor, EnumDescriptor
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2
+from google.rpc import code_pb2, error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,7 +47,9 @@ from bll_client._convert import read
 from bll_proto.v1 import training_pb2
 from bll_server import convert
 from bll_server.errors import InvalidRequest
-from bll_server.jobs.records import Failure, Progress
+from bll_server.jobs.admission import Standing
+from bll_server.jobs.metadata import Metadata
+from bll_server.jobs.records import DEADLINE, Failure, Progress
 from bll_server.jobs.states import State
 from bll_server.jobs.store import Store
 
@@ -240,7 +242,7 @@ def test_a_job_shows_what_was_asked_what_was_made_of_it_and_how_far_it_is(tmp_pa
     store.append("one", progress, Progress(step=5, epoch=0, samples_per_s=1000.0, remaining_s=2.5))
     store.append("one", Evaluation("validation", 0, 10, 100, SCORES, SCORES, (SCORES,), 0.0))
     failure = Failure("BlockFailed", "block 2: killed", block=2)
-    message = convert.job_message(store.transition("one", State.FAILED, "killed", failure=failure))
+    message = convert.job_message(store.transition("one", State.FAILED, "killed", failure=failure), Standing(0, ""))
 
     assert (message.name, message.spec) == ("jobs/one", spec)
     assert convert.config_from_spec(message.resolved_spec) == PLAN.config
@@ -256,8 +258,33 @@ def test_a_job_shows_what_was_asked_what_was_made_of_it_and_how_far_it_is(tmp_pa
     assert (info.domain, info.reason, info.metadata["block"]) == ("bll", "TRAINING_FAILED", "2")
     assert message.create_time.ToDatetime() <= message.end_time.ToDatetime()
 
+    assert message.state_reason == "killed"
+    assert not message.HasField("max_run_duration")
+
     kinds = [convert.event_message(e).WhichOneof("event") for e in store.events("one", 0)]
     assert kinds == ["state_change"] * 3 + ["block_progress", "evaluation", "state_change"]
+
+
+def test_a_queued_job_says_why_it_is_queued_and_what_it_waits_for(tmp_path: Path) -> None:
+    store = Store(tmp_path / "bll.db")
+    store.create("one", "m", b"", PLAN, metadata=Metadata(max_run_duration_s=1.5))
+    store.transition("one", State.STARTING)
+    job = store.transition("one", State.QUEUED, "the server died")
+    message = convert.job_message(job, Standing(3, "waits behind jobs/two"))
+    assert (message.queue_position, message.state_reason) == (3, "the server died; waits behind jobs/two")
+    assert message.max_run_duration.ToMilliseconds() == 1500
+    assert convert.summary_message(job).state_reason == "the server died"
+
+
+def test_a_job_that_has_run_for_as_long_as_it_may_has_an_error_of_its_own(tmp_path: Path) -> None:
+    store = Store(tmp_path / "bll.db")
+    store.create("one", "m", b"", PLAN)
+    store.transition("one", State.STARTING)
+    job = store.transition("one", State.FAILED, failure=Failure(DEADLINE, "has run for 1 s"), run_s=2.5)
+    message, info = convert.summary_message(job), error_details_pb2.ErrorInfo()
+    assert message.error.details[0].Unpack(info)
+    assert (message.error.code, info.reason) == (code_pb2.DEADLINE_EXCEEDED, "DEADLINE")
+    assert message.run_duration.ToMilliseconds() == 2500
 
 
 @pytest.mark.parametrize("block", [None, 0, 3])

@@ -133,11 +133,12 @@ def test_the_jobs_of_an_old_database_are_all_there_and_can_be_worked_with(old: P
     store = Store(old)
     assert [job.job_id for job in store.queue()] == ["one", "two"]
     job = store.get("one")
-    assert (job.plan, job.spec, job.metadata, job.queue_position) == (PLAN, b"spec", Metadata("", labels), 1)
+    assert (job.plan, job.spec, job.metadata, job.run_s) == (PLAN, b"spec", Metadata("", labels), 0)
     assert [event.event for event in store.events("one", 0)] == [StateChange(State.QUEUED)]
     found, _ = store.page(5, "", listing=Listing("labels.stage=a"))
     assert [job.job_id for job in found] == (["one"] if labels else [])
-    assert store.update("two", {"priority": 1, "labels": {"team": "x"}}).queue_position == 1
+    store.update("two", {"priority": 1, "labels": {"team": "x"}})
+    assert [job.job_id for job in store.queue()] == ["two", "one"]
     again = store.create("", "", b"spec", PLAN, request_id="one", request_digest="d")
     assert again.job_id == "one"
     store.close()
@@ -181,6 +182,9 @@ def test_what_holds_of_a_run_is_found_in_the_events_of_an_older_server(tmp_path:
     with store._database.write() as connection:
         before = connection.execute(everything).all()
         connection.exec_driver_sql("DROP TABLE standing")
+        connection.exec_driver_sql("DROP INDEX ix_jobs_expire_time")
+        for column in ("preemptible", "max_run_duration_s", "ttl_after_finish_s", "run_s", "expire_time"):
+            connection.exec_driver_sql(f"ALTER TABLE jobs DROP COLUMN {column}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '6'")
     store.close()
     store = Store(tmp_path / "bll.db")

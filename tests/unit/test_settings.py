@@ -53,3 +53,10 @@ def test_a_database_that_is_not_postgres_is_refused_and_its_password_is_not_told
     told = capsys.readouterr().err
     assert "postgresql://" in told
     assert "s3cret" not in told + repr(Settings(database_url=SecretStr("postgresql://bll:s3cret@host/jobs")))
+
+
+def test_a_list_is_given_flag_by_flag_or_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.from_flags([]).ray_address == ()
+    assert Settings.from_flags(["--ray-address", "a:1", "--ray-address=b:2"]).ray_address == ("a:1", "b:2")
+    monkeypatch.setenv("BLL_RAY_ADDRESS", '["c:3", "d:4"]')
+    assert Settings.from_flags([]).ray_address == ("c:3", "d:4")

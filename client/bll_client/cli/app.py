@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ from bll_client.cli import connection
 from bll_client.cli import output as show
 from bll_client.cli.connection import again, connect
 from bll_client.cli.exits import ExitCode, exit_code
-from bll_client.cli.files import UploadFormat, read_array, read_labels, read_spec
+from bll_client.cli.files import UploadFormat, read_array, read_duration, read_labels, read_spec
 from bll_client.cli.output import Format
 from bll_client.cli.watching import follow as follow_job
 
@@ -54,6 +55,20 @@ Labels = Annotated[
 ]
 DisplayName = Annotated[str | None, typer.Option("--name", help="A name for people.")]
 Priority = Annotated[int | None, typer.Option(help="Jobs of a higher one leave the queue first; 0 unless set.")]
+Preemptible = Annotated[
+    bool | None,
+    typer.Option("--preemptible/--not-preemptible", help="Give way to a job of a higher priority that waits."),
+]
+Deadline = Annotated[
+    timedelta | None,
+    typer.Option(
+        parser=read_duration, metavar="DURATION", help="Stop and fail it after so much running time: 90s, 2h; 0: never."
+    ),
+]
+Ttl = Annotated[
+    timedelta | None,
+    typer.Option(parser=read_duration, metavar="DURATION", help="Delete it so long after its end: 30m, 7d; 0: never."),
+]
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="datasets/{id}, or the id.")]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="The id for the newest version, or {id}/versions/{version}.")
@@ -85,6 +100,9 @@ def train(
     label: Labels = None,
     name: DisplayName = None,
     priority: Priority = None,
+    preemptible: Preemptible = None,
+    deadline: Deadline = None,
+    ttl: Ttl = None,
     server: Server = DEFAULT_TARGET,
     output: Output = Format.TABLE,
 ) -> None:
@@ -98,6 +116,9 @@ def train(
             labels=read_labels(label or ()),
             display_name=name,
             priority=priority,
+            preemptible=preemptible,
+            max_run_duration=deadline,
+            ttl_after_finish=ttl,
         )
         if detach or validate_only:
             _show(job, output)
@@ -219,10 +240,13 @@ def update_job(
     ] = None,
     name: DisplayName = None,
     priority: Priority = None,
+    preemptible: Preemptible = None,
+    deadline: Deadline = None,
+    ttl: Ttl = None,
     server: Server = DEFAULT_TARGET,
     output: Output = Format.TABLE,
 ) -> None:
-    """Change labels, display name or priority of one job; other labels stay."""
+    """Change what was said of one job beside its spec; other labels stay."""
     added, removed = read_labels(label or ()), remove_label or ()
     with connect(server) as client:
         labels, etag = None, ""
@@ -230,7 +254,17 @@ def update_job(
             found = client.get_job(job)
             labels = {key: value for key, value in {**found.labels, **added}.items() if key not in removed}
             etag = found.etag
-        _show(client.update_job(job, labels=labels, display_name=name, priority=priority, etag=etag), output)
+        changed = client.update_job(
+            job,
+            etag=etag,
+            labels=labels,
+            display_name=name,
+            priority=priority,
+            preemptible=preemptible,
+            max_run_duration=deadline,
+            ttl_after_finish=ttl,
+        )
+        _show(changed, output)
 
 
 @jobs.command("delete")

@@ -1,9 +1,11 @@
-"""What a user hands to `bll`: job specs and arrays in files, and labels on the command line."""
+"""What a user hands to `bll`: job specs and arrays in files, labels and durations on the command line."""
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ import yaml
 
 from bll_client import DatasetFormat, FieldViolation, InvalidInput, InvalidSpec
 from bll_client._types import Array
+
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)")
 
 
 class UploadFormat(StrEnum):
@@ -44,6 +49,14 @@ def read_labels(texts: Iterable[str]) -> dict[str, str]:
             raise InvalidInput(f"--label must be KEY=VALUE, got {text!r}")
         labels[key] = value
     return labels
+
+
+def read_duration(text: str) -> timedelta:
+    """The time that a text such as `90s`, `1.5h` or `7d` names; seconds where it has no unit. Raises InvalidInput."""
+    parts = _DURATION.fullmatch(text)
+    if not parts:
+        raise InvalidInput(f"a duration must be a number with one of s, m, h, d, such as 90s or 1.5h, got {text!r}")
+    return timedelta(seconds=float(parts[1]) * _UNITS_S[parts[2]])
 
 
 def read_array(path: Path, name: str | None) -> Array:

@@ -139,6 +139,8 @@ def show_state(job: Job) -> None:
             "owner": job.owner,
             "labels": " ".join(f"{key}={value}" for key, value in sorted(job.labels.items())),
             "priority": str(job.priority or ""),
+            "preemptible": "yes" if job.preemptible else "",
+            "deadline": str(job.max_run_duration or ""),
             "state": job.state + (f": {job.state_reason}" if job.state_reason else ""),
             "in the queue": str(job.queue_position or ""),
             "error": f"{job.error.status}: {job.error.message}" if job.error else "",
@@ -150,6 +152,9 @@ def show_state(job: Job) -> None:
             "created": when(job.create_time),
             "started": when(job.start_time),
             "ended": when(job.end_time),
+            "ran": str(job.run_duration or ""),
+            "deleted after": str(job.ttl_after_finish or ""),
+            "deleted at": when(job.expire_time),
         }
     )
 

@@ -61,6 +61,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ETAG_MISMATCH: the resource has changed since its etag was read."""
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 30
     """DATABASE_UNAVAILABLE: the job database cannot be reached now; google.rpc.RetryInfo says when to try again."""
+    ERROR_REASON_DEADLINE: _ErrorReason.ValueType  # 35
+    """DEADLINE: the job has run for all of its max_run_duration."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the `reason` of the google.rpc.ErrorInfo in an error's details, with domain "bll".
@@ -106,4 +108,6 @@ ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 18
 """ETAG_MISMATCH: the resource has changed since its etag was read."""
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 30
 """DATABASE_UNAVAILABLE: the job database cannot be reached now; google.rpc.RetryInfo says when to try again."""
+ERROR_REASON_DEADLINE: ErrorReason.ValueType  # 35
+"""DEADLINE: the job has run for all of its max_run_duration."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

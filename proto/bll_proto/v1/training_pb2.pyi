@@ -31,7 +31,7 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
-    """QUEUED: waits for a free slot, for the first time or after the server was stopped under it."""
+    """QUEUED: waits for all that it needs, for the first time, or after the server was stopped under it or it gave way."""
     JOB_STATE_STARTING: _JobState.ValueType  # 2
     """STARTING: its workers are being started."""
     JOB_STATE_RUNNING: _JobState.ValueType  # 3
@@ -51,7 +51,7 @@ class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
 
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 JOB_STATE_QUEUED: JobState.ValueType  # 1
-"""QUEUED: waits for a free slot, for the first time or after the server was stopped under it."""
+"""QUEUED: waits for all that it needs, for the first time, or after the server was stopped under it or it gave way."""
 JOB_STATE_STARTING: JobState.ValueType  # 2
 """STARTING: its workers are being started."""
 JOB_STATE_RUNNING: JobState.ValueType  # 3
@@ -588,12 +588,19 @@ class Job(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    PREEMPTIBLE_FIELD_NUMBER: _builtins.int
+    MAX_RUN_DURATION_FIELD_NUMBER: _builtins.int
+    TTL_AFTER_FINISH_FIELD_NUMBER: _builtins.int
+    RUN_DURATION_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is `jobs/{job_id}`; set by the server."""
     state: Global___JobState.ValueType
     """state is where the job stands; set by the server."""
     state_reason: _builtins.str
-    """state_reason says in words why the job is in this state; empty when there is nothing to say."""
+    """state_reason says in words why the job is in this state; empty when there is nothing to say. But in lists, it also
+    says what a QUEUED job waits for.
+    """
     model_version: _builtins.str
     """model_version is `models/{model}/versions/{version}`; empty until the job has SUCCEEDED."""
     last_event: _builtins.int
@@ -605,9 +612,15 @@ class Job(_message.Message):
     etag: _builtins.str
     """etag changes with the state and with what UpdateJob can change, not with progress; set by the server."""
     queue_position: _builtins.int
-    """queue_position is the job's place in the queue, from 1; 0 when it is not QUEUED, and in lists."""
+    """queue_position is one more than the jobs that are to start before it, as things stand; 0 when it is not QUEUED, and
+    in lists. Jobs that the quota of their owner holds back, or that the server is too small for, do not count.
+    """
     owner: _builtins.str
     """owner is whose token created the job; empty where the server asked for none. Set by the server."""
+    preemptible: _builtins.bool
+    """preemptible lets the job give way to one of a higher priority that waits: it stops at its next marker, keeps its
+    place in the queue and goes on by itself. Absence means false.
+    """
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """spec is what was asked for. Required."""
@@ -650,6 +663,28 @@ class Job(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """labels are for finding the job again: at most 64, keys `[a-z][a-z0-9_-]{0,62}`, values `[A-Za-z0-9._-]{0,63}`."""
 
+    @_builtins.property
+    def max_run_duration(self) -> _duration_pb2.Duration:
+        """max_run_duration is the running time, over all of the job's runs, after which it is stopped and FAILED with reason
+        DEADLINE; 0 or absence means no limit, else 1 second to 3650 days.
+        """
+
+    @_builtins.property
+    def ttl_after_finish(self) -> _duration_pb2.Duration:
+        """ttl_after_finish is the time after its end after which the server deletes the job; its model stays. 0 or absence
+        means never, else 1 second to 3650 days.
+        """
+
+    @_builtins.property
+    def run_duration(self) -> _duration_pb2.Duration:
+        """run_duration is the running time of all of the job's runs, to the last that was told of it; set by the server."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """expire_time is when the server deletes the job; absent where it does not, and while the job is not over. Set by the
+        server.
+        """
+
     def __init__(
         self,
         *,
@@ -674,10 +709,15 @@ class Job(_message.Message):
         etag: _builtins.str = ...,
         queue_position: _builtins.int = ...,
         owner: _builtins.str = ...,
+        preemptible: _builtins.bool = ...,
+        max_run_duration: _duration_pb2.Duration | None = ...,
+        ttl_after_finish: _duration_pb2.Duration | None = ...,
+        run_duration: _duration_pb2.Duration | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "plan", b"plan", "progress", b"progress", "resolved_spec", b"resolved_spec", "spec", b"spec", "start_time", b"start_time", "test", b"test", "validation", b"validation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "max_run_duration", b"max_run_duration", "plan", b"plan", "progress", b"progress", "resolved_spec", b"resolved_spec", "run_duration", b"run_duration", "spec", b"spec", "start_time", b"start_time", "test", b"test", "ttl_after_finish", b"ttl_after_finish", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "labels", b"labels", "last_event", b"last_event", "model_version", b"model_version", "name", b"name", "owner", b"owner", "plan", b"plan", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "resolved_spec", b"resolved_spec", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "test", b"test", "validation", b"validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "expire_time", b"expire_time", "labels", b"labels", "last_event", b"last_event", "max_run_duration", b"max_run_duration", "model_version", b"model_version", "name", b"name", "owner", b"owner", "plan", b"plan", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "resolved_spec", b"resolved_spec", "run_duration", b"run_duration", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "test", b"test", "ttl_after_finish", b"ttl_after_finish", "validation", b"validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1414,7 +1454,7 @@ class ExecutorSpec(_message.Message):
     """heartbeat_seconds is the silence after which a worker process counts as lost; 0 means however long it is silent."""
     address: _builtins.str
     """address is host:port of the head of the Ray cluster that executor RAY runs on; absence means that Ray is started
-    on the server's machine.
+    on the server's machine. A server takes the addresses that its operator has listed, no others.
     """
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -2261,7 +2301,7 @@ class CreateJobRequest(_message.Message):
     """validate_only returns the job with its resolved spec and plan, and stores nothing."""
     @_builtins.property
     def job(self) -> Global___Job:
-        """job carries the spec, labels, display name and priority; its other fields are ignored. Required."""
+        """job carries the spec and what UpdateJob can change; its other fields are ignored. Required."""
 
     def __init__(
         self,
@@ -2573,8 +2613,8 @@ class UpdateJobRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """update_mask names what is to be changed: `labels`, `display_name`, `priority`. Required. Labels are replaced as a
-        whole.
+        """update_mask names what is to be changed: `labels`, `display_name`, `priority`, `preemptible`, `max_run_duration`,
+        `ttl_after_finish`. Required. Labels are replaced as a whole.
         """
 
     def __init__(

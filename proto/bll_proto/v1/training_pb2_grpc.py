@@ -108,8 +108,9 @@ class TrainingServiceServicer:
 
     def CreateJob(self, request, context):
         """CreateJob validates a spec and queues a job for it. It returns as soon as the job is stored.
-        Errors include: INVALID_ARGUMENT (a field breaks its rule), ALREADY_EXISTS (job_id is taken, or request_id
-        was used with another body), RESOURCE_EXHAUSTED (the disk is full).
+        Errors include: INVALID_ARGUMENT (a field breaks its rule, or the job needs more than the server has),
+        ALREADY_EXISTS (job_id is taken, or request_id was used with another body), RESOURCE_EXHAUSTED (the disk is full,
+        or the owner has as many unfinished jobs as may be).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,8 +143,9 @@ class TrainingServiceServicer:
 
     def PauseJob(self, request, context):
         """PauseJob asks a job to give its slot back. A queued job is PAUSED at once, a running one is PAUSING until its
-        blocks have come to their next marker and are safe on disk. One that has nothing left to train goes on to its
-        end. Pausing a paused or pausing job changes nothing.
+        blocks have come to their next marker and are safe on disk; one that takes too long is stopped where its newest
+        checkpoint is. One that has nothing left to train goes on to its end. Pausing a paused or pausing job changes
+        nothing.
         Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is CANCELLING or over).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -161,15 +163,16 @@ class TrainingServiceServicer:
     def RetryJob(self, request, context):
         """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
         go on numbering.
-        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED), RESOURCE_EXHAUSTED (its
-        owner has as many unfinished jobs as may be).
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED, or all of its
+        max_run_duration is used), RESOURCE_EXHAUSTED (its owner has as many unfinished jobs as may be).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateJob(self, request, context):
-        """UpdateJob replaces labels, display name or priority, in any state of the job.
+        """UpdateJob replaces labels, display name, priority, preemptible, max_run_duration or ttl_after_finish, in any state
+        of the job.
         Errors include: NOT_FOUND, INVALID_ARGUMENT (a field breaks its rule, or update_mask names another),
         ABORTED (the job is no longer as `etag` says).
         """

@@ -35,8 +35,9 @@ class TrainingServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TrainingServiceAsyncStub: ...
     CreateJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreateJobRequest, _training_pb2.CreateJobResponse]
     """CreateJob validates a spec and queues a job for it. It returns as soon as the job is stored.
-    Errors include: INVALID_ARGUMENT (a field breaks its rule), ALREADY_EXISTS (job_id is taken, or request_id
-    was used with another body), RESOURCE_EXHAUSTED (the disk is full).
+    Errors include: INVALID_ARGUMENT (a field breaks its rule, or the job needs more than the server has),
+    ALREADY_EXISTS (job_id is taken, or request_id was used with another body), RESOURCE_EXHAUSTED (the disk is full,
+    or the owner has as many unfinished jobs as may be).
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetJobRequest, _training_pb2.GetJobResponse]
     """GetJob returns one job.
@@ -53,8 +54,9 @@ class TrainingServiceStub:
     """
     PauseJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.PauseJobRequest, _training_pb2.PauseJobResponse]
     """PauseJob asks a job to give its slot back. A queued job is PAUSED at once, a running one is PAUSING until its
-    blocks have come to their next marker and are safe on disk. One that has nothing left to train goes on to its
-    end. Pausing a paused or pausing job changes nothing.
+    blocks have come to their next marker and are safe on disk; one that takes too long is stopped where its newest
+    checkpoint is. One that has nothing left to train goes on to its end. Pausing a paused or pausing job changes
+    nothing.
     Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is CANCELLING or over).
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeJobRequest, _training_pb2.ResumeJobResponse]
@@ -64,11 +66,12 @@ class TrainingServiceStub:
     RetryJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.RetryJobRequest, _training_pb2.RetryJobResponse]
     """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
     go on numbering.
-    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED), RESOURCE_EXHAUSTED (its
-    owner has as many unfinished jobs as may be).
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED, or all of its
+    max_run_duration is used), RESOURCE_EXHAUSTED (its owner has as many unfinished jobs as may be).
     """
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.UpdateJobRequest, _training_pb2.UpdateJobResponse]
-    """UpdateJob replaces labels, display name or priority, in any state of the job.
+    """UpdateJob replaces labels, display name, priority, preemptible, max_run_duration or ttl_after_finish, in any state
+    of the job.
     Errors include: NOT_FOUND, INVALID_ARGUMENT (a field breaks its rule, or update_mask names another),
     ABORTED (the job is no longer as `etag` says).
     """
@@ -106,8 +109,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CreateJobRequest, _training_pb2.CreateJobResponse]  # type: ignore[assignment]
     """CreateJob validates a spec and queues a job for it. It returns as soon as the job is stored.
-    Errors include: INVALID_ARGUMENT (a field breaks its rule), ALREADY_EXISTS (job_id is taken, or request_id
-    was used with another body), RESOURCE_EXHAUSTED (the disk is full).
+    Errors include: INVALID_ARGUMENT (a field breaks its rule, or the job needs more than the server has),
+    ALREADY_EXISTS (job_id is taken, or request_id was used with another body), RESOURCE_EXHAUSTED (the disk is full,
+    or the owner has as many unfinished jobs as may be).
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_training_pb2.GetJobRequest, _training_pb2.GetJobResponse]  # type: ignore[assignment]
     """GetJob returns one job.
@@ -124,8 +128,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """
     PauseJob: _aio.UnaryUnaryMultiCallable[_training_pb2.PauseJobRequest, _training_pb2.PauseJobResponse]  # type: ignore[assignment]
     """PauseJob asks a job to give its slot back. A queued job is PAUSED at once, a running one is PAUSING until its
-    blocks have come to their next marker and are safe on disk. One that has nothing left to train goes on to its
-    end. Pausing a paused or pausing job changes nothing.
+    blocks have come to their next marker and are safe on disk; one that takes too long is stopped where its newest
+    checkpoint is. One that has nothing left to train goes on to its end. Pausing a paused or pausing job changes
+    nothing.
     Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is CANCELLING or over).
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeJobRequest, _training_pb2.ResumeJobResponse]  # type: ignore[assignment]
@@ -135,11 +140,12 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     RetryJob: _aio.UnaryUnaryMultiCallable[_training_pb2.RetryJobRequest, _training_pb2.RetryJobResponse]  # type: ignore[assignment]
     """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
     go on numbering.
-    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED), RESOURCE_EXHAUSTED (its
-    owner has as many unfinished jobs as may be).
+    Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED, or all of its
+    max_run_duration is used), RESOURCE_EXHAUSTED (its owner has as many unfinished jobs as may be).
     """
     UpdateJob: _aio.UnaryUnaryMultiCallable[_training_pb2.UpdateJobRequest, _training_pb2.UpdateJobResponse]  # type: ignore[assignment]
-    """UpdateJob replaces labels, display name or priority, in any state of the job.
+    """UpdateJob replaces labels, display name, priority, preemptible, max_run_duration or ttl_after_finish, in any state
+    of the job.
     Errors include: NOT_FOUND, INVALID_ARGUMENT (a field breaks its rule, or update_mask names another),
     ABORTED (the job is no longer as `etag` says).
     """
@@ -180,8 +186,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.CreateJobResponse, _abc.Awaitable[_training_pb2.CreateJobResponse]]:
         """CreateJob validates a spec and queues a job for it. It returns as soon as the job is stored.
-        Errors include: INVALID_ARGUMENT (a field breaks its rule), ALREADY_EXISTS (job_id is taken, or request_id
-        was used with another body), RESOURCE_EXHAUSTED (the disk is full).
+        Errors include: INVALID_ARGUMENT (a field breaks its rule, or the job needs more than the server has),
+        ALREADY_EXISTS (job_id is taken, or request_id was used with another body), RESOURCE_EXHAUSTED (the disk is full,
+        or the owner has as many unfinished jobs as may be).
         """
 
     @_abc_1.abstractmethod
@@ -222,8 +229,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PauseJobResponse, _abc.Awaitable[_training_pb2.PauseJobResponse]]:
         """PauseJob asks a job to give its slot back. A queued job is PAUSED at once, a running one is PAUSING until its
-        blocks have come to their next marker and are safe on disk. One that has nothing left to train goes on to its
-        end. Pausing a paused or pausing job changes nothing.
+        blocks have come to their next marker and are safe on disk; one that takes too long is stopped where its newest
+        checkpoint is. One that has nothing left to train goes on to its end. Pausing a paused or pausing job changes
+        nothing.
         Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is CANCELLING or over).
         """
 
@@ -245,8 +253,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_pb2.RetryJobResponse, _abc.Awaitable[_training_pb2.RetryJobResponse]]:
         """RetryJob queues a FAILED or CANCELLED job again under its name, to go on from its newest checkpoint; its events
         go on numbering.
-        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED), RESOURCE_EXHAUSTED (its
-        owner has as many unfinished jobs as may be).
+        Errors include: NOT_FOUND, FAILED_PRECONDITION (the job is neither FAILED nor CANCELLED, or all of its
+        max_run_duration is used), RESOURCE_EXHAUSTED (its owner has as many unfinished jobs as may be).
         """
 
     @_abc_1.abstractmethod
@@ -255,7 +263,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.UpdateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.UpdateJobResponse, _abc.Awaitable[_training_pb2.UpdateJobResponse]]:
-        """UpdateJob replaces labels, display name or priority, in any state of the job.
+        """UpdateJob replaces labels, display name, priority, preemptible, max_run_duration or ttl_after_finish, in any state
+        of the job.
         Errors include: NOT_FOUND, INVALID_ARGUMENT (a field breaks its rule, or update_mask names another),
         ABORTED (the job is no longer as `etag` says).
         """

@@ -12,6 +12,7 @@ from bll_server.errors import InvalidRequest
 LABEL_KEY, LABEL_VALUE = re.compile(r"[a-z][a-z0-9_-]{0,62}"), re.compile(r"[A-Za-z0-9._-]{0,63}")
 _MOST_LABELS = 64
 _LONGEST_NAME = 200
+_SHORTEST_S, _LONGEST_S = 1.0, 3650 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class Metadata:
     """For finding it again; at most 64."""
     priority: int = 0
     """Jobs of a higher one leave the queue first."""
+    preemptible: bool = False
+    """While it runs, it gives way to one of a higher priority that waits."""
+    max_run_duration_s: float = 0.0
+    """Running time after which it fails, 1 s to 3650 days; 0 = no limit."""
+    ttl_after_finish_s: float = 0.0
+    """Time after its end after which the server deletes it, 1 s to 3650 days; 0 = never."""
 
     def __post_init__(self) -> None:
         violations = []
@@ -41,6 +48,11 @@ class Metadata:
             if not LABEL_VALUE.fullmatch(value):
                 rule = f"the value of {key!r} must match {LABEL_VALUE.pattern}, got {value!r}"
                 violations.append(Violation("job.labels", rule))
+        for name in ("max_run_duration", "ttl_after_finish"):
+            duration_s = getattr(self, f"{name}_s")
+            if duration_s != 0 and not _SHORTEST_S <= duration_s <= _LONGEST_S:
+                rule = f"must be 0, or between {_SHORTEST_S:g} and {_LONGEST_S:.0f} seconds, got {duration_s:g}"
+                violations.append(Violation(f"job.{name}", rule))
         if violations:
             raise InvalidRequest(*violations)
 

@@ -38,6 +38,9 @@ class StateChange:
     reason: str = ""
 
 
+DEADLINE = "DEADLINE"
+"""The kind of failure of a job that has run for as long as it may."""
+
 RunEvent = (
     BlockProgress
     | BlockDiagnostics
@@ -67,7 +70,7 @@ class Failure:
     """Why a job failed."""
 
     kind: str
-    """Name of the error's class, such as `BlockFailed`."""
+    """Name of the error's class, such as `BlockFailed`; or DEADLINE."""
     message: str
     block: int | None = None
     """The block at fault, where one is known."""
@@ -107,7 +110,17 @@ class JobSummary:
     create_time: datetime
     start_time: datetime | None
     end_time: datetime | None
+    expire_time: datetime | None
+    """When the server deletes it; None where it does not, and while the job is not over."""
+    run_s: float
+    """Running time of all its runs, to the last event that was told."""
     last_event: int
+
+    @property
+    def is_over_time(self) -> bool:
+        """It has run for as long as it may."""
+        limit_s = self.metadata.max_run_duration_s
+        return limit_s > 0 and self.run_s >= limit_s
 
 
 @dataclass(frozen=True)
@@ -117,8 +130,6 @@ class Job(JobSummary):
     spec: bytes
     """The `bll.v1.JobSpec` that was asked for, serialised."""
     plan: Plan
-    queue_position: int
-    """From 1; 0 when it is not queued."""
     validation: Evaluation | None
     test: Evaluation | None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,7 +32,6 @@ def job(connection: sa.Connection, job_id: str) -> Job:
         **_fields(row),
         spec=row.spec,
         plan=plan_from_json(row.plan),
-        queue_position=_queue_position(connection, row) if row.state == State.QUEUED else 0,
         validation=evaluation_from_dict(row.validation) if row.validation else None,
         test=evaluation_from_dict(row.test) if row.test else None,
     )
@@ -52,20 +52,12 @@ def not_found(job_id: str) -> NotFound:
     return NotFound(f"no job is named 'jobs/{job_id}'")
 
 
-def _queue_position(connection: sa.Connection, row: sa.Row[Any]) -> int:
-    """Counts from 1; see `Store.queue`."""
-    earlier = sa.tuple_(jobs.c.queue_time, jobs.c.sequence) < (row.queue_time, row.sequence)
-    ahead = (jobs.c.priority > row.priority) | ((jobs.c.priority == row.priority) & earlier)
-    query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state == State.QUEUED.value, ahead)
-    return 1 + connection.execute(query).scalar_one()
-
-
 def _fields(row: sa.Row[Any]) -> dict[str, Any]:
     return {
         "job_id": row.job_id,
         "owner": row.owner,
         "model_id": row.model_id,
-        "metadata": Metadata(row.display_name, row.labels, row.priority),
+        "metadata": Metadata(**{field.name: getattr(row, field.name) for field in fields(Metadata)}),
         "etag": f'W/"{row.sequence}-{row.revision}"',
         "state": State(row.state),
         "reason": row.reason,
@@ -78,6 +70,8 @@ def _fields(row: sa.Row[Any]) -> dict[str, Any]:
         "create_time": _time(row.create_time),
         "start_time": _time(row.start_time) if row.start_time else None,
         "end_time": _time(row.end_time) if row.end_time else None,
+        "expire_time": _time(row.expire_time) if row.expire_time else None,
+        "run_s": row.run_s,
         "last_event": row.last_event,
     }
 

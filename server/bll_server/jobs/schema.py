@@ -60,6 +60,11 @@ jobs = sa.Table(
     sa.Column("priority", INTEGER, nullable=False, server_default="0"),
     sa.Column("revision", INTEGER, nullable=False, server_default="1"),
     sa.Column("queue_time", sa.Float, nullable=False, server_default="0"),
+    sa.Column("preemptible", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("max_run_duration_s", sa.Float, nullable=False, server_default="0"),
+    sa.Column("ttl_after_finish_s", sa.Float, nullable=False, server_default="0"),
+    sa.Column("run_s", sa.Float, nullable=False, server_default="0"),
+    sa.Column("expire_time", sa.Float, index=True),
     sqlite_autoincrement=True,  # a number is never given twice, so that page tokens stay true
 )
 

@@ -20,7 +20,7 @@ class State(StrEnum):
 
 
 TRANSITIONS: dict[State, frozenset[State]] = {
-    # Back to QUEUED: the server was stopped or killed under the job, which goes on from its checkpoint.
+    # Back to QUEUED: the server was stopped or killed under the job, or it gave way; it goes on from its checkpoint.
     State.QUEUED: frozenset({State.STARTING, State.PAUSED, State.CANCELLED}),
     State.STARTING: frozenset({State.RUNNING, State.PAUSING, State.CANCELLING, State.FAILED, State.QUEUED}),
     State.RUNNING: frozenset({State.SUCCEEDED, State.PAUSING, State.CANCELLING, State.FAILED, State.QUEUED}),

@@ -27,7 +27,7 @@ from bll_server.jobs import rows, submission
 from bll_server.jobs.database import Database, SqliteFile
 from bll_server.jobs.history import History, take
 from bll_server.jobs.listing import Listing
-from bll_server.jobs.metadata import NO_METADATA
+from bll_server.jobs.metadata import NO_METADATA, Metadata
 from bll_server.jobs.migrations import upgrade
 from bll_server.jobs.postgres import Postgres
 from bll_server.jobs.records import (
@@ -130,9 +130,10 @@ class Store:
         before: State | None = None,
         failure: Failure | None = None,
         model_version: str = "",
+        run_s: float | None = None,
         most_unfinished: float = math.inf,
     ) -> Job:
-        """The job in its new state.
+        """The job in its new state, after `run_s` of running time if that is known anew.
 
         Raises NotFound, and IllegalState if the table of transitions forbids it, or the job is not in state `before`;
         QuotaExceeded where a job that was over is to go on, and its owner has `most_unfinished` others.
@@ -146,10 +147,13 @@ class Store:
             values: dict[str, Any] = {"state": state.value, "model_version": model_version}
             values["reason"] = reason.replace("\0", "")  # which PostgreSQL cannot keep
             values["failure"] = asdict(failure) if failure else None
-            values["end_time"] = _now() if state in FINAL else None
+            values["end_time"] = end_time = _now() if state in FINAL else None
+            values["expire_time"] = _expiry(end_time, job.metadata)
             values["revision"] = jobs.c.revision + 1
             if state is State.STARTING and job.start_time is None:
                 values["start_time"] = _now()
+            if run_s is not None:
+                values["run_s"] = run_s
             if state is State.QUEUED and job.state not in ACTIVE:  # else the server puts it back in its place
                 values["queue_time"] = _now()
             connection.execute(jobs.update().where(jobs.c.job_id == job_id).values(**values))
@@ -163,6 +167,7 @@ class Store:
             _check_etag(job, etag)
             metadata = replace(job.metadata, **changes)
             values = asdict(metadata)
+            values["expire_time"] = _expiry(job.end_time.timestamp() if job.end_time else None, metadata)
             row = jobs.c.job_id == job_id
             if metadata.labels != job.metadata.labels:
                 _label(connection, job_id, metadata.labels)
@@ -181,12 +186,17 @@ class Store:
             connection.execute(jobs.delete().where(jobs.c.job_id == job_id))
             self._numbers[job_id] = sys.maxsize  # whoever waits for the next event looks, and finds no job
 
-    def append(self, job_id: str, event: RunEvent, progress: Progress | None = None) -> None:
-        """Add one event of the run, and what it says of the job as a whole. Raises StorageFull, DatabaseUnavailable.
+    def append(
+        self, job_id: str, event: RunEvent, progress: Progress | None = None, run_s: float | None = None
+    ) -> None:
+        """Add one event of the run, what it says of the job as a whole, and the running time up to it.
 
-        To be repeated after the latter: what was committed although the answer was lost is not told twice.
+        Raises StorageFull, DatabaseUnavailable. To be repeated after the latter: what was committed
+        although the answer was lost is not told twice.
         """
         values: dict[str, Any] = {}
+        if run_s is not None:
+            values["run_s"] = run_s
         if progress is not None:
             values["progress"] = asdict(progress)
         if isinstance(event, CheckpointSaved):
@@ -252,6 +262,12 @@ class Store:
         """The QUEUED jobs, in the order in which they are to start."""
         query = sa.select(*rows.SUMMARY).where(jobs.c.state == State.QUEUED.value)
         query = query.order_by(jobs.c.priority.desc(), jobs.c.queue_time, jobs.c.sequence)
+        with self._database.read() as connection:
+            return [rows.summary(row) for row in connection.execute(query)]
+
+    def expired(self, now: float, limit: int = 100) -> list[JobSummary]:
+        """At most `limit` jobs that were to be deleted at `now`, in seconds since the epoch, or before."""
+        query = sa.select(*rows.SUMMARY).where(jobs.c.expire_time <= now).order_by(jobs.c.expire_time).limit(limit)
         with self._database.read() as connection:
             return [rows.summary(row) for row in connection.execute(query)]
 
@@ -350,6 +366,13 @@ def _label(connection: sa.Connection, job_id: str, told: Mapping[str, str]) -> N
 def _check_etag(job: Job, etag: str) -> None:
     if etag and etag != job.etag:
         raise StaleEtag(f"jobs/{job.job_id} has changed: its etag is {job.etag}, got {etag}")
+
+
+def _expiry(end_time: float | None, metadata: Metadata) -> float | None:
+    """When a job that ended then is to be deleted."""
+    if end_time is None or not metadata.ttl_after_finish_s:
+        return None
+    return end_time + metadata.ttl_after_finish_s
 
 
 def _now() -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
@@ -17,9 +16,10 @@ from bll_server import convert
 from bll_server.auth.caller import caller
 from bll_server.datasets.store import Datasets
 from bll_server.errors import InvalidRequest
+from bll_server.jobs.capacity import admitted
 from bll_server.jobs.listing import Listing
-from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.planner import Planner
+from bll_server.jobs.records import Job
 from bll_server.jobs.scheduler import Scheduler
 from bll_server.jobs.store import Store
 from bll_server.models.registry import MODEL_ID
@@ -48,9 +48,9 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         _check_create(request)
         digest = _digest(request)
         if request.request_id and (earlier := self._store.replayed(request.request_id, digest, caller().owner)):
-            return training_pb2.CreateJobResponse(job=convert.job_message(earlier))
+            return training_pb2.CreateJobResponse(job=self._message(earlier))
         spec, metadata = request.job.spec, convert.metadata(request.job)
-        plan = self._planner.plan(convert.config_from_spec(spec))
+        plan = admitted(self._planner.plan(convert.config_from_spec(spec)), caller().owner, self._scheduler.capacity)
         if request.validate_only:
             return training_pb2.CreateJobResponse(job=convert.preview_message(spec, plan))
         with self._datasets.kept(plan.config.data.name):  # from here on the job itself keeps it
@@ -65,11 +65,11 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
                 request_id=request.request_id,
                 request_digest=digest,
             )
-        return training_pb2.CreateJobResponse(job=convert.job_message(job))
+        return training_pb2.CreateJobResponse(job=self._message(job))
 
     def GetJob(self, request: training_pb2.GetJobRequest, context: grpc.ServicerContext) -> training_pb2.GetJobResponse:
         job = self._store.get(_job_id(request.name))
-        return training_pb2.GetJobResponse(job=convert.job_message(job))
+        return training_pb2.GetJobResponse(job=self._message(job))
 
     def ListJobs(
         self, request: training_pb2.ListJobsRequest, context: grpc.ServicerContext
@@ -86,33 +86,33 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.CancelJobRequest, context: grpc.ServicerContext
     ) -> training_pb2.CancelJobResponse:
         job = self._scheduler.cancel(_job_id(request.name))
-        return training_pb2.CancelJobResponse(job=convert.job_message(job))
+        return training_pb2.CancelJobResponse(job=self._message(job))
 
     def PauseJob(
         self, request: training_pb2.PauseJobRequest, context: grpc.ServicerContext
     ) -> training_pb2.PauseJobResponse:
         job = self._scheduler.pause(_job_id(request.name))
-        return training_pb2.PauseJobResponse(job=convert.job_message(job))
+        return training_pb2.PauseJobResponse(job=self._message(job))
 
     def ResumeJob(
         self, request: training_pb2.ResumeJobRequest, context: grpc.ServicerContext
     ) -> training_pb2.ResumeJobResponse:
         job = self._scheduler.resume(_job_id(request.name))
-        return training_pb2.ResumeJobResponse(job=convert.job_message(job))
+        return training_pb2.ResumeJobResponse(job=self._message(job))
 
     def RetryJob(
         self, request: training_pb2.RetryJobRequest, context: grpc.ServicerContext
     ) -> training_pb2.RetryJobResponse:
         job = self._scheduler.retry(_job_id(request.name), self._max_owner_jobs)
-        return training_pb2.RetryJobResponse(job=convert.job_message(job))
+        return training_pb2.RetryJobResponse(job=self._message(job))
 
     def UpdateJob(
         self, request: training_pb2.UpdateJobRequest, context: grpc.ServicerContext
     ) -> training_pb2.UpdateJobResponse:
         job_id = _job_id(request.job.name, "job.name")
         changes = _changes(request)
-        job = self._store.update(job_id, changes, request.job.etag)
-        return training_pb2.UpdateJobResponse(job=convert.job_message(job))
+        job = self._scheduler.update(job_id, changes, request.job.etag)
+        return training_pb2.UpdateJobResponse(job=self._message(job))
 
     def DeleteJob(
         self, request: training_pb2.DeleteJobRequest, context: grpc.ServicerContext
@@ -159,6 +159,9 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
             offset += len(piece)
             yield training_pb2.TailLogsResponse(data=piece, next_offset=offset)
 
+    def _message(self, job: Job) -> training_pb2.Job:
+        return convert.job_message(job, self._scheduler.standing(job))
+
 
 def _job_id(name: str, field: str = "name") -> str:
     job_id = name.removeprefix("jobs/")
@@ -185,13 +188,13 @@ def _check_create(request: training_pb2.CreateJobRequest) -> None:
 
 def _changes(request: training_pb2.UpdateJobRequest) -> dict[str, Any]:
     """The fields that the mask names, with their new values. Raises InvalidRequest."""
-    known = [field.name for field in fields(Metadata)]
+    known = convert.metadata_paths()
     named = set(request.update_mask.paths)
     if not named or not named.issubset(known):
         got = ", ".join(sorted(named)) or "none"
         raise InvalidRequest(Violation("update_mask", f"must name some of {', '.join(known)}, got {got}"))
     given = convert.metadata(request.job)
-    return {name: getattr(given, name) for name in named}
+    return {known[path]: getattr(given, known[path]) for path in named}
 
 
 def _is_uuid(text: str) -> bool:
@@ -205,6 +208,7 @@ def _digest(request: training_pb2.CreateJobRequest) -> str:
     """SHA-256 of what a repeated request must have in common with the first."""
     body = training_pb2.CreateJobRequest(job_id=request.job_id)
     body.job.spec.CopyFrom(request.job.spec)
-    for name in (field.name for field in fields(Metadata)):
-        body.job.MergeFrom(training_pb2.Job(**{name: getattr(request.job, name)}))
+    for field, value in request.job.ListFields():
+        if field.name in convert.metadata_paths():
+            body.job.MergeFrom(training_pb2.Job(**{field.name: value}))
     return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()

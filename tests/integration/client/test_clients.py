@@ -85,6 +85,13 @@ def test_a_job_is_paused_resumed_retried_updated_and_deleted(client: Any, runnin
     assert (updated.labels, updated.priority) == ({"team": "x"}, 0)
     (update,) = running.sent(training_pb2.UpdateJobRequest)
     assert (set(update.update_mask.paths), update.job.etag) == ({"labels", "priority"}, "seen")
+    timed = client.update_job(
+        "one", max_run_duration=timedelta(hours=1), ttl_after_finish=timedelta(0), preemptible=True
+    )
+    assert (timed.max_run_duration, timed.preemptible) == (timedelta(hours=1), True)
+    update = running.sent(training_pb2.UpdateJobRequest)[-1]
+    assert set(update.update_mask.paths) == {"max_run_duration", "ttl_after_finish", "preemptible"}
+    assert update.job.ttl_after_finish.ToTimedelta() == timedelta(0)
     assert client.delete_job("one", etag="seen") is None
     assert running.sent(training_pb2.DeleteJobRequest)[0].etag == "seen"
     with pytest.raises(bll_client.NotFound):

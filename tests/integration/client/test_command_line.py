@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,24 @@ def test_labels_are_added_and_removed_and_what_came_in_between_is_not_overwritte
     assert set(request.update_mask.paths) == {"labels", "display_name"}
     assert re.search(r"^labels +run=3 team=x", capfd.readouterr().out, re.MULTILINE)
     assert main(["jobs", "update", "one", "--label", "run"]) == ExitCode.USAGE
+
+
+def test_a_job_is_given_its_time_and_whether_it_gives_way(
+    canned: CannedServer, spec: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--deadline", "1.5h", "--ttl", "7d", "--preemptible"]
+    assert main(["train", spec, "--detach", *given]) == ExitCode.OK
+    created = canned.sent(training_pb2.CreateJobRequest)[0].job
+    durations = (created.max_run_duration.ToTimedelta(), created.ttl_after_finish.ToTimedelta())
+    assert (*durations, created.preemptible) == (timedelta(minutes=90), timedelta(days=7), True)
+    assert main(["jobs", "update", "one", "--deadline", "90s", "--ttl", "0", "--not-preemptible"]) == ExitCode.OK
+    (request,) = canned.sent(training_pb2.UpdateJobRequest)
+    assert set(request.update_mask.paths) == {"max_run_duration", "ttl_after_finish", "preemptible"}
+    assert request.job.max_run_duration.ToTimedelta() == timedelta(seconds=90)
+    assert not request.job.preemptible
+    assert re.search(r"^deadline +0:01:30", capfd.readouterr().out, re.MULTILINE)
+    assert main(["train", spec, "--deadline", "soon"]) == ExitCode.USAGE
+    assert "must be a number with one of s, m, h, d, such as 90s or 1.5h, got 'soon'" in capfd.readouterr().err
 
 
 def test_blocks_and_metrics_are_tables_for_people_and_documents_for_programs(
