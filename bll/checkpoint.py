@@ -115,14 +115,16 @@ def newest_intact(run_dir: Path, config_digest: str) -> tuple[int | None, list[D
 
 def continuations(run_dir: Path, step: int, config_digest: str) -> tuple[Continuation, ...]:
     """What the weights of the cut after `step` steps have come through. Raises CheckpointError if it is damaged."""
-    values = _read_manifest(_directory(run_dir, step), config_digest)
-    return tuple(Continuation(**each) for each in values.get("continuations", ()))
+    found: tuple[Continuation, ...] = _read_manifest(_directory(run_dir, step), config_digest)["continuations"]
+    return found
 
 
 def load_block(run_dir: Path, step: int, block: int, config_digest: str) -> dict[str, Tensor]:
     """The tensors that `save_block` wrote. Raises CheckpointError if they are missing or damaged."""
-    digest = _read_manifest(_directory(run_dir, step), config_digest)["blocks"][block]
-    return load_part(run_dir, block, Part(step, digest))
+    digests = _read_manifest(_directory(run_dir, step), config_digest)["blocks"]
+    if block >= len(digests):
+        raise CheckpointError(f"{_directory(run_dir, step)}: has {len(digests)} blocks, and none of number {block}")
+    return load_part(run_dir, block, Part(step, digests[block]))
 
 
 def load_part(run_dir: Path, block: int, part: Part) -> dict[str, Tensor]:
@@ -215,8 +217,11 @@ def _read_manifest(directory: Path, config_digest: str) -> dict[str, Any]:
             raise CheckpointError(f"{path}: format must be {_FORMAT}, got {values['format']!r}")
         if values["config"] != config_digest:
             raise CheckpointError(f"{path}: belongs to another config: {values['config']}, not {config_digest}")
-        if values["step"] != _step_of(directory) or not all(isinstance(digest, str) for digest in values["blocks"]):
+        blocks = values["blocks"]
+        sound = isinstance(blocks, list) and all(isinstance(digest, str) for digest in blocks)
+        if values["step"] != _step_of(directory) or not sound:
             raise ValueError("its step or its blocks are not those that were written")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values["continuations"] = tuple(Continuation(**each) for each in values.get("continuations", ()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _DamagedError(f"{path}: not a readable manifest: {error}") from error
     return values

@@ -323,12 +323,16 @@ def to_json(event: Event) -> str:
 
 def from_json(line: str) -> Event:
     """The event that `to_json` wrote. Raises ValueError on anything else."""
-    values = json.loads(line)
-    if not isinstance(values, dict):
-        raise ValueError(f"not an event: {line[:200]!r}")
-    kind = _KINDS.get(values.pop("event", None))
-    if kind is None or values.keys() != {f.name for f in fields(kind)}:
-        raise ValueError(f"not an event: {line[:200]!r}")
+    try:
+        return _event(json.loads(line))
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
+        raise ValueError(f"not an event: {line[:200]!r}") from error
+
+
+def _event(values: dict[str, Any]) -> Event:
+    kind = _KINDS[values.pop("event")]
+    if values.keys() != {f.name for f in fields(kind)}:
+        raise KeyError(f"not the fields of {kind.__name__}")
     if kind is RegressionEvaluation:
         return regression_evaluation_from_dict(values)
     if kind is Evaluation:

@@ -161,7 +161,7 @@ def read_manifest(directory: Path, *, check_digest: bool = True) -> Manifest:
             continuations=tuple(Continuation(**each) for each in values.pop("continuations", ())),
             **values,
         )
-    except (OSError, ValueError, KeyError, TypeError, InvalidConfig) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidConfig) as error:
         raise ExportError(f"{path}: not a readable manifest: {error}") from error
     parts = [file for file in manifest.files if file != MODEL_FILE]
     if parts and not any((directory / file).exists() for file in parts):  # somebody kept the whole graph alone

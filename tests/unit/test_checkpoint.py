@@ -94,12 +94,34 @@ def test_a_damaged_block_is_refused_by_its_digest(tmp_path: Path, damage: str) -
         checkpoint.load_block(tmp_path, 20, 0, "config")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 1}'])
+WHOLE = '{"format": 1, "config": "config", "step": 20, '
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"format": 99}',
+        '{"format": 1}',
+        WHOLE + '"blocks": {"a": 1}}',
+        WHOLE + '"blocks": [], "continuations": [{"block": 0}]}',
+    ],
+    ids=range(8),
+)
 def test_a_damaged_manifest_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
     write(tmp_path, 20)
     (tmp_path / "checkpoints" / "step-000000020" / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"manifest\.json"):
         checkpoint.newest(tmp_path, "config")
+
+
+def test_a_block_that_a_cut_does_not_have_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 20)
+    with pytest.raises(CheckpointError, match="none of number 7"):
+        checkpoint.load_block(tmp_path, 20, 7, "config")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])

@@ -78,7 +78,22 @@ def test_event_survives_one_line_of_json(event: Event) -> None:
     assert from_json(line) == event
 
 
-@pytest.mark.parametrize("line", ["", "{}", "[]", "1", '{"event": "Other"}', '{"event": "RunEnded", "step": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{}",
+        "[]",
+        "1",
+        '{"event": "Other"}',
+        '{"event": ["RunEnded"], "step": 1}',
+        '{"event": "RunEnded", "step": 1}',
+        '{"event": "BlocksPlaced", "step": 0, "measured": false, "workers": 3}',
+        '{"event": "BlocksPlaced", "step": 0, "measured": false, "workers": [{}]}',
+        "[" * 100_000,
+    ],
+    ids=range(10),
+)
 def test_anything_else_is_a_value_error(line: str) -> None:
     with pytest.raises(ValueError, match=r"Expecting|not an event"):
         from_json(line)
