@@ -1,9 +1,12 @@
-"""What a training run tells while it goes. Plain data, in JSON over a pipe or to a store; no torch here."""
+"""What a training run tells while it goes. Plain data, in JSON over a pipe or to a store; no torch here.
+
+What an older version told is read too: a field that came later has a default.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, get_args
 
@@ -42,6 +45,8 @@ class BlockProgress:
     """Mean fraction of the line from the left that was taken when the block read it: near 0 it waits for its left
     neighbour, near 1 that one waits for it. The slowest block has a full line at its left and an empty one at its
     right. 0 too where nothing comes from another worker."""
+    staleness_steps: int = 0
+    """Age of what the block used of its right neighbour in the last step; 0 where nothing flows from there."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,8 @@ class CheckpointSaved:
 
     step: int
     epoch: int
+    write_s: float = field(default=0.0, compare=False)
+    """Longest time that a block took to write its part, which it did not train in."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +321,8 @@ Event = (
 )
 
 _KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+_REQUIRED = {name: {f.name for f in fields(kind) if f.default is MISSING} for name, kind in _KINDS.items()}
+"""Fields that every version has told, by kind."""
 
 
 def to_json(event: Event) -> str:
@@ -331,7 +340,7 @@ def from_json(line: str) -> Event:
 
 def _event(values: dict[str, Any]) -> Event:
     kind = _KINDS[values.pop("event")]
-    if values.keys() != {f.name for f in fields(kind)}:
+    if not _REQUIRED[kind.__name__] <= values.keys() <= {f.name for f in fields(kind)}:
         raise KeyError(f"not the fields of {kind.__name__}")
     if kind is RegressionEvaluation:
         return regression_evaluation_from_dict(values)

@@ -11,13 +11,12 @@ import time
 import torch
 from torch import Tensor
 
-from bll.diagnostics import agreement, read
+from bll.diagnostics import Step, agreement, read
 from bll.errors import Diverged
 from bll.events import BlockProgress
 from bll.losses import LocalLoss, Objective
 from bll.plan import Plan
 from bll.regression.objective import RegressionLoss, RegressionObjective
-from bll.twins import ClassTable
 from bll.uncertainty import posterior_variance
 from bll.wiring import Lines
 
@@ -54,23 +53,16 @@ class ProgressMeter:
         remaining = self.plan.steps_per_epoch - in_epoch
         return in_epoch == 0 or (in_epoch % self.interval == 0 and remaining >= self.interval)
 
-    def report(
-        self,
-        step: int,
-        objective: Objective | RegressionObjective,
-        alpha_BPD: Tensor,
-        table: ClassTable,
-        targets_B: Tensor,
-        mixing: float,
-    ) -> BlockProgress:
-        """The statistics since the last report, with those of the messages of the last step. Then starts afresh.
-        Waits for the device, as `add` does not.
+    def report(self, taken: Step, objective: Objective | RegressionObjective, staleness_steps: int) -> BlockProgress:
+        """The statistics since the last report, with those of the messages of the last step, `taken`. Then starts
+        afresh. Waits for the device, as `add` does not.
 
         Raises Diverged if the loss is not finite.
         """
+        step, alpha_BPD, table, targets_B = taken.number, taken.alpha_BPD, taken.table, taken.targets_B
         with torch.no_grad():
             family = objective.family
-            rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B], mixing)
+            rho_BPD = family.posterior(alpha_BPD, table.beta_CPD[targets_B], taken.mixing)
             kl_B = family.kl(rho_BPD, alpha_BPD).sum(-1)
             variance_BD = posterior_variance(objective, alpha_BPD, table, rho_BPD)
             agreement_B = agreement(alpha_BPD, table, targets_B)
@@ -87,9 +79,10 @@ class ProgressMeter:
             accuracy=correct / self.sites,
             posterior_variance=variance,
             agreement=agreed,
-            mixing=mixing,
+            mixing=taken.mixing,
             samples_per_s=self.sites / self.plan.num_sites / seconds,
             **self.lines.use()._asdict(),
+            staleness_steps=staleness_steps,
         )
         self._clear()
         return result

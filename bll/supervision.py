@@ -139,6 +139,7 @@ class Supervisor:
         """Run the blocks from step `start` until they end; returns the step, or None if they were cancelled."""
         plan = self._plan
         saved: dict[int, dict[int, str]] = defaultdict(dict)
+        slowest_s: dict[int, float] = defaultdict(float)
         ended: int | None = None
         self._moving = False
         self._lineage = list(checkpoint.continuations(self._run_dir, start, self._digest)) if start else []
@@ -152,14 +153,16 @@ class Supervisor:
         with closing(self._executor.events()) as events:
             for event in events:
                 match event:
-                    case BlockSaved(block, step, digest):
+                    case BlockSaved(block, step, digest, write_s):
                         saved[step][block] = digest
+                        slowest_s[step] = max(slowest_s[step], write_s)
                         if len(saved[step]) == plan.num_blocks:
                             kept = plan.config.executor.checkpoints_kept
                             lineage = [each for each in self._lineage if each.step <= step]
                             checkpoint.commit(self._run_dir, step, saved.pop(step), self._digest, kept, lineage)
                             restarts.progressed()
-                            yield CheckpointSaved(step, epoch=(step - 1) // plan.steps_per_epoch)
+                            epoch = (step - 1) // plan.steps_per_epoch
+                            yield CheckpointSaved(step, epoch, slowest_s.pop(step))
                     case WorkerMissing(lost, came_in):
                         self._wait(restarts.after(lost))
                         for each in came_in:

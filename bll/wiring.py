@@ -29,6 +29,7 @@ class BlockSaved:
     block: int
     step: int
     digest: str
+    write_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ not depend on who runs the blocks (method, section 5). `bll.turns` lets the bloc
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -246,9 +247,7 @@ class BlockUnit:
 
     def _report(self, taken: Step) -> None:
         """After the backward pass, whose memory is free by then: the variances of all classes take as much again."""
-        report = self.progress.report(
-            taken.number, self.objective, taken.alpha_BPD, taken.table, taken.targets_B, taken.mixing
-        )
+        report = self.progress.report(taken, self.objective, self.right.staleness(taken.number - 1))
         self.mixing.observe(report.agreement)
         self.links.emit(report)
 
@@ -370,6 +369,7 @@ class BlockUnit:
         if step == self.saved_step:
             return
         self.progress.check_finite(step)
+        started = time.monotonic()
         tensors = {f"block.{name}": tensor for name, tensor in self.block.state_dict().items()}
         if not self.plan.is_regression:
             with torch.no_grad():
@@ -378,7 +378,7 @@ class BlockUnit:
         tensors |= self.optimizer.state() | {"mixing": self.mixing.state()} | self.versions.state()
         digest = checkpoint.save_block(self.run.run_dir, step, self.index, tensors)
         self.saved_step = step
-        self.links.emit(BlockSaved(self.index, step, digest))
+        self.links.emit(BlockSaved(self.index, step, digest, time.monotonic() - started))
 
     @on_lane
     def _restore(self, part: Part | None) -> None:

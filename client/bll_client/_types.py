@@ -107,6 +107,8 @@ class BlockProgress:
     inbox_fill: float = 0.0
     """Mean fraction of the line from the left that was taken when the block read it. The slowest block has a full
     line at its left and an empty one at its right."""
+    staleness_steps: int = 0
+    """Age of what the block used of its right neighbour in the last step."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,8 @@ class CheckpointSaved:
 
     step: int
     epoch: int
+    write: timedelta = timedelta()
+    """Longest time that a block took to write its part."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,7 @@ class JobEvent:
     """One numbered thing that happened to a job."""
 
     number: int
-    """Rises by one from 1, without gaps."""
+    """Rises from 1: by one, but for reports of blocks that a slow reader is spared, since newer ones follow."""
     time: datetime
     event: (
         StateChange
@@ -389,8 +393,10 @@ class JobProgress:
     epoch: int
     total_epochs: int
     samples_per_s: float
+    """Recently, of the job as a whole."""
     remaining: timedelta | None
-    """Estimate; None until there is one."""
+    """To the last step, by that; None until it can be estimated, and once the job is over."""
+    steps_per_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -557,6 +563,8 @@ class Dataset:
     """Of an uploaded data set that is READY."""
     error: JobFailure | None
     """What is wrong with a FAILED one."""
+    owner: str = ""
+    """Whose token uploaded it."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from bll_proto.v1 import (
 from bll_server.auth.audit import AUDIT, Audit
 from bll_server.auth.gate import Gate
 from bll_server.auth.tokens import TOKENS, Tokens
-from bll_server.datasets.store import Datasets, Quota
+from bll_server.datasets.quota import Quota
+from bll_server.datasets.store import Datasets
 from bll_server.datasets.validator import Limits
 from bll_server.errors import DatabaseUnavailable, ModelNotReady, StorageFull
 from bll_server.interceptors import Boundary
@@ -112,11 +113,11 @@ class Server:
         with ExitStack() as stack:  # what has been opened is closed again if a later step fails
             data_dir = settings.data_dir.resolve()
             stack.enter_context(_locked(data_dir))
-            store = _job_store(settings, data_dir, overtaken)
-            stack.callback(store.close)
-            registry = Registry(data_dir / "models")
             metrics = Metrics()
-            metrics.count_jobs(store.counts)
+            store = _job_store(settings, data_dir, overtaken, metrics)
+            stack.callback(store.close)
+            metrics.jobs.count(store.counts)
+            registry = Registry(data_dir / "models")
             sessions = Sessions(registry, metrics)
             audit = Audit(data_dir / AUDIT)
             self._health = Health(SERVICES, registry.models())
@@ -164,14 +165,17 @@ class Server:
             self._grpc = _grpc_server(settings, boundary)
             batcher = _batcher(settings, metrics)
             uploaded = data_dir / "datasets" / stored.FOLDER
-            datasets = Datasets(uploaded, _quota(settings), _LIMITS, store.learning_from)
+            datasets = Datasets(uploaded, _quota(settings), _LIMITS, store.learning_from, metrics.datasets)
             stack.callback(datasets.close)
+            metrics.datasets.count(datasets.counts)
             planner = Planner(data_dir / "datasets")
             stack.callback(planner.close)
             training = TrainingServicer(store, planner, self._scheduler, datasets, settings.max_owner_jobs)
             training_pb2_grpc.add_TrainingServiceServicer_to_server(training, self._grpc)
             models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(registry), self._grpc)
-            datasets_pb2_grpc.add_DatasetServiceServicer_to_server(DatasetServicer(datasets), self._grpc)
+            datasets_pb2_grpc.add_DatasetServiceServicer_to_server(
+                DatasetServicer(datasets, metrics.datasets), self._grpc
+            )
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(sessions, batcher), self._grpc)
             add_oip(self._grpc, sessions, batcher, ready=lambda: not self._draining.is_set())
             self._health.add_to(self._grpc)
@@ -223,6 +227,7 @@ def _tracing(settings: Settings) -> Tracing:
 def _quota(settings: Settings) -> Quota:
     return Quota(
         upload_bytes=settings.max_dataset_mb * 2**20,
+        owner_bytes=settings.max_owner_datasets_mb * 2**20,
         total_bytes=settings.max_datasets_mb * 2**20,
         abandoned_after_s=settings.keep_uploads_h * 3600,
     )
@@ -286,7 +291,7 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _job_store(settings: Settings, data_dir: Path, overtaken: Callable[[], None]) -> Store:
+def _job_store(settings: Settings, data_dir: Path, overtaken: Callable[[], None], metrics: Metrics) -> Store:
     """Raises CannotStart."""
     where: Path | sa.URL = data_dir / "bll.db"
     if settings.database_url:
@@ -295,7 +300,7 @@ def _job_store(settings: Settings, data_dir: Path, overtaken: Callable[[], None]
         except (sa.exc.ArgumentError, ValueError):  # whose text may have the password in it
             raise CannotStart("database_url cannot be read: special characters in it must be %-encoded") from None
     try:
-        return Store(where, overtaken)
+        return Store(where, overtaken, metrics)
     except (CannotOpen, DatabaseUnavailable, StorageFull) as error:
         raise CannotStart(str(error)) from error
 

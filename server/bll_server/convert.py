@@ -38,6 +38,7 @@ from bll_server.jobs.admission import Standing
 from bll_server.jobs.history import BlockStatus
 from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.records import DEADLINE, Job, JobEvent, JobSummary, Progress, StateChange
+from bll_server.jobs.states import FINAL
 
 M = TypeVar("M", bound=Message)
 
@@ -199,8 +200,9 @@ def _progress_message(job: JobSummary, progress: Progress) -> training_pb2.JobPr
         epoch=progress.epoch,
         total_epochs=job.total_epochs,
         samples_per_s=progress.samples_per_s,
+        steps_per_s=progress.steps_per_s,
     )
-    if progress.remaining_s is not None:
+    if progress.remaining_s is not None and job.state not in FINAL:
         message.remaining.FromMilliseconds(round(progress.remaining_s * 1e3))
     return message
 

@@ -18,7 +18,7 @@ ServerError
 ├── UploadTakenOver   another stream goes on with the upload
 ├── QuotaExceeded     more than one owner, or the server, may keep
 ├── Unauthenticated   no token, or not one of this server's
-└── PermissionDenied  the caller's role does not allow the call
+└── PermissionDenied  the caller's role does not allow the call, or it is another's
 """
 
 from bll.errors import Violation
@@ -108,4 +108,4 @@ class Unauthenticated(ServerError):
 
 
 class PermissionDenied(ServerError):
-    """The caller's role does not allow the call."""
+    """The caller's role does not allow the call, or what it is about is another's."""

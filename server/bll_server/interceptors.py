@@ -8,10 +8,10 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -26,11 +26,14 @@ from bll_server.auth.roles import Role, access
 from bll_server.errors import Busy, InvalidRequest, ServerError
 from bll_server.logs import bound
 from bll_server.metrics import Metrics
+from bll_server.metrics.rpc import MethodMetrics
 from bll_server.status import retry_after_s, status_of
 from bll_server.threads import AT_ONCE, BoundedThreads
 from bll_server.tracing import Tracing
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PROCESS = secrets.token_hex(5)
@@ -87,8 +90,8 @@ class Boundary(grpc.ServerInterceptor):
         kind, behavior = next((k, b) for k in kinds if (b := getattr(handler, k)))
         if getattr(behavior, "experimental_non_blocking", False):
             return handler  # health's Watch, which is open to all: it holds no thread, and answers through a callback
-        service, _, name = method.removeprefix("/").partition("/")
-        series = _Series(self._metrics, method, kind, service, name)
+        series = self._metrics.rpc.method(method, kind)
+        received, sent = series.received, series.sent
         rules = access(method)
         # Predictions name a model, which everybody may see: there is nothing to look for in their messages.
         has_owner = rules.change or rules.least is not Role.PREDICTOR
@@ -100,8 +103,9 @@ class Boundary(grpc.ServerInterceptor):
             who = call.who = gate.identify(method, context.invocation_metadata())
             gate.permit(who, method)
             if handler.request_streaming:
-                return who, (_checked(gate, who, _parsed(parse, part)) for part in data)
+                return who, (_checked(gate, who, _parsed(parse, part)) for part in _counted(data, received))
             message = _parsed(parse, data)
+            received.inc()
             if has_owner:
                 call.resource = resource_of(message)
                 call.change = call.change and not getattr(message, "validate_only", False)
@@ -115,13 +119,14 @@ class Boundary(grpc.ServerInterceptor):
                     answer = behavior(message, context)
                 if has_owner:
                     call.resource = resource_of(answer) or call.resource
+                sent.inc()
                 return answer
 
         def stream(data: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with _Call(self, series, rules.change, context) as call:
                 who, message = admit(call, data, context)
                 with acting_for(who):
-                    for answer in behavior(message, context):
+                    for answer in _counted(behavior(message, context), sent):
                         yield _checked(gate, who, answer)
 
         def refuse(data: Any, context: grpc.ServicerContext) -> Any:
@@ -159,13 +164,13 @@ class Boundary(grpc.ServerInterceptor):
             if call.change and call.who:
                 who, peer = call.who, str(context.peer())
                 more = {"role": str(who.role), "token": who.token_id, "request_id": call.request_id, "peer": peer}
-                self._audit.write(str(who), call.series.method, call.resource, code.name, **more)
-            call.series.count(code, seconds)
+                self._audit.write(str(who), call.series.name, call.resource, code.name, **more)
+            call.series.end(code.name, seconds)
             if call.end_span:
                 call.end_span(code)
             if self._log_fraction and (code is not grpc.StatusCode.OK or random.random() < self._log_fraction):  # noqa: S311
                 caller = str(call.who) if call.who else "unknown"
-                log.info("%s %s in %.1f ms, for %s", call.series.method, code.name, 1000 * seconds, caller)
+                log.info("%s %s in %.1f ms, for %s", call.series.name, code.name, 1000 * seconds, caller)
 
     def _abort(self, error: Exception, request_id: str, context: grpc.ServicerContext) -> None:
         if not isinstance(error, ServerError):
@@ -176,26 +181,6 @@ class Boundary(grpc.ServerInterceptor):
             metadata += (("grpc-retry-pushback-ms", str(round(1000 * delay_s))),)
         context.set_trailing_metadata(metadata)
         context.abort(status.code, status.details)
-
-
-class _Series:
-    """What is counted of a method, found once and not at every call."""
-
-    def __init__(self, metrics: Metrics, path: str, *labels: str) -> None:
-        self.path = path
-        self._labels = labels
-        self._metrics = metrics
-        self.method = labels[2]
-        self.started = metrics.grpc_started.labels(*labels)
-        self._seconds = metrics.grpc_seconds.labels(*labels)
-        self._handled: dict[grpc.StatusCode, Counter] = {}
-
-    def count(self, code: grpc.StatusCode, seconds: float) -> None:
-        handled = self._handled.get(code)
-        if handled is None:
-            handled = self._handled[code] = self._metrics.grpc_handled.labels(*self._labels, code.name)
-        handled.inc()
-        self._seconds.observe(seconds)
 
 
 class _Call:
@@ -214,7 +199,7 @@ class _Call:
         "who",
     )
 
-    def __init__(self, boundary: Boundary, series: _Series, change: bool, context: grpc.ServicerContext) -> None:
+    def __init__(self, boundary: Boundary, series: MethodMetrics, change: bool, context: grpc.ServicerContext) -> None:
         self._boundary = boundary
         self.series = series
         self.change = change
@@ -226,7 +211,7 @@ class _Call:
     def __enter__(self) -> _Call:
         self.started = time.perf_counter()
         self.request_id = _request_id(self.context)
-        self.series.started.inc()
+        self.series.begin()
         self.context.set_trailing_metadata((("x-request-id", self.request_id),))
         self._unbind = bound(request_id=self.request_id)
         self._unbind.__enter__()
@@ -259,6 +244,12 @@ def _checked(gate: Gate, who: Caller, message: Any) -> Any:
     """`message` of a stream, whose caller's token may have been revoked since it began."""
     gate.check_still(who)
     return message
+
+
+def _counted(messages: Iterable[T], counter: Counter) -> Iterator[T]:
+    for message in messages:
+        counter.inc()
+        yield message
 
 
 def _code(context: grpc.ServicerContext) -> grpc.StatusCode | None:

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     )
     max_dataset_mb: int = Field(default=1024, ge=1, le=2**20, description="Largest file of one data set, in MiB.")
     max_datasets_mb: int = Field(default=10240, ge=1, le=2**24, description="All uploaded data sets together, in MiB.")
+    max_owner_datasets_mb: int = Field(
+        default=5120, ge=1, le=2**24, description="Uploaded data sets of one owner of tokens together, in MiB."
+    )
     keep_uploads_h: float = Field(
         default=24.0, ge=0, le=8760, description="Hours until an unfinished upload that nobody goes on with is removed."
     )

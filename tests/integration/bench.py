@@ -129,7 +129,8 @@ def make(
 ) -> Bench:
     """With room for one job of two threads, unless `capacity` has more."""
     (folder / "runner.py").write_text(RUNNER)
-    store, metrics = Store(folder / "bll.db"), Metrics()
+    metrics = Metrics()
+    store = Store(folder / "bll.db", metrics=metrics)
 
     def publish(model: str, staging: Path, job: str) -> str:
         assert staging.is_dir()

@@ -4,9 +4,11 @@ import errno
 import hashlib
 import io
 import os
+import re
 import tarfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +21,13 @@ import pytest
 
 from bll.config import TrainingConfig
 from bll.plan import Plan
+from bll_client import AlreadyExists, Client, PermissionDenied
 from bll_proto.v1 import datasets_pb2 as pb
 from bll_proto.v1 import datasets_pb2_grpc, training_pb2, training_pb2_grpc
 from bll_server import app
 from bll_server.app import Server
+from bll_server.auth.roles import Role
+from bll_server.auth.tokens import TOKENS, Tokens
 from bll_server.jobs.planner import Planner
 from bll_server.services import datasets
 from bll_server.settings import Settings
@@ -31,7 +36,7 @@ Stub = datasets_pb2_grpc.DatasetServiceStub
 
 
 def start(data_dir: Path, **more: Any) -> Server:
-    fields: dict[str, Any] = {"max_dataset_mb": 1, "max_datasets_mb": 2} | more
+    fields: dict[str, Any] = {"max_dataset_mb": 1, "max_owner_datasets_mb": 1, "max_datasets_mb": 2} | more
     return Server(Settings(port=0, metrics_port=0, data_dir=data_dir, drain_s=5, cancel_grace_s=5, **fields))
 
 
@@ -398,3 +403,83 @@ def test_a_data_set_that_goes_while_a_job_is_planned_refuses_the_job_by_name(
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "job.spec.data.name: must be a data set that is there" in str(error.value.details())
     assert not [job for job in jobs.ListJobs(training_pb2.ListJobsRequest()).jobs if job.name == "jobs/too-late"]
+
+
+def test_a_data_set_is_deleted_by_its_owner_and_by_admins_alone(tmp_path: Path) -> None:
+    server = start(tmp_path)
+    tokens = Tokens(tmp_path / TOKENS)
+    root, ann, bob = (
+        Client(server.address, token=tokens.create(owner, role, None)[1])
+        for owner, role in (("root", Role.ADMIN), ("ann", Role.TRAINER), ("bob", Role.TRAINER))
+    )
+    file = tmp_path / "a.npz"
+    file.write_bytes(arrays())
+    try:
+        assert ann.upload_dataset(file, dataset_id="anns").owner == "ann"
+        assert ann.upload_dataset(file, dataset_id="anns-too").owner == "ann"
+        with pytest.raises(PermissionDenied, match="datasets/anns is another's"):
+            bob.delete_dataset("anns")
+        assert bob.upload_dataset(file, dataset_id="anns").owner == "ann"  # it is there: nothing to do
+        file.write_bytes(arrays(seed=9))
+        with pytest.raises(AlreadyExists, match="has other content"):
+            bob.upload_dataset(file, dataset_id="anns")
+        ann.delete_dataset("anns")
+        root.delete_dataset("anns-too")
+        assert bob.upload_dataset(file, dataset_id="anns").owner == "bob"  # the name is free again
+    finally:
+        for client in (root, ann, bob):
+            client.close()
+        server.stop()
+
+
+def test_nobody_goes_on_with_anothers_upload_and_each_owner_has_a_quota(tmp_path: Path) -> None:
+    server = start(tmp_path, max_datasets_mb=4)
+    tokens = Tokens(tmp_path / TOKENS)
+    anns, bobs = (tokens.create(owner, Role.TRAINER, None)[1] for owner in ("ann", "bob"))
+
+    def announce(stub: Stub, token: str, dataset_id: str, total_bytes: int) -> tuple[grpc.StatusCode, str]:
+        head = header(dataset_id, b"")
+        head.total_bytes = total_bytes
+        bearer = (("authorization", f"Bearer {token}"),)
+        return refused(lambda: stub.UploadDataset(requests(head, b""), metadata=bearer, timeout=30))
+
+    with grpc.insecure_channel(server.address) as channel:
+        stub = Stub(channel)
+        for dataset_id in ("one", "two"):  # they end early, and can go on
+            assert announce(stub, anns, dataset_id, 500_000)[0] is grpc.StatusCode.INVALID_ARGUMENT
+        code, why = announce(stub, anns, "three", 100_000)
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert re.search(r"ann may keep 1048576 bytes of data sets, has 1000\d{3} and asked for 100000 more", why)
+        assert announce(stub, bobs, "three", 100_000)[0] is grpc.StatusCode.INVALID_ARGUMENT
+        code, why = announce(stub, bobs, "one", 500_000)
+        assert (code, "is another's" in why) == (grpc.StatusCode.ALREADY_EXISTS, True)
+    server.stop()
+    server = start(tmp_path, max_datasets_mb=4)  # whose they are is on the disk
+    with grpc.insecure_channel(server.address) as channel:
+        stub = Stub(channel)
+        assert announce(stub, bobs, "one", 500_000)[0] is grpc.StatusCode.ALREADY_EXISTS
+        assert announce(stub, anns, "three", 100_000)[0] is grpc.StatusCode.ALREADY_EXISTS
+        assert announce(stub, anns, "four", 100_000)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    server.stop()
+
+
+def test_uploads_and_checks_are_in_the_metrics(tmp_path: Path) -> None:
+    server = start(tmp_path)
+    content = arrays()
+    with grpc.insecure_channel(server.address) as channel:
+        stub = Stub(channel)
+        upload(stub, "whole", content)
+        settled(stub, "whole")
+        upload(stub, "broken", b"no .npz at all")
+        settled(stub, "broken")
+        refused(stub.UploadDataset, requests(header("half", content), content[:700]))
+        with urllib.request.urlopen(server.metrics_url, timeout=10) as reply:
+            page = reply.read().decode()
+    server.stop()
+    assert f"bll_dataset_upload_bytes_total {len(content) + 14 + 700:.1f}\n" in page
+    assert 'bll_dataset_uploads_total{outcome="finished"} 2.0' in page
+    assert 'bll_dataset_uploads_total{outcome="cancelled"} 1.0' in page
+    assert 'bll_dataset_checks_total{outcome="ready"} 1.0' in page
+    assert 'bll_dataset_checks_total{outcome="broken_rule"} 1.0' in page
+    assert 'bll_datasets{state="ready"} 1.0' in page
+    assert 'bll_datasets{state="uploading"} 1.0' in page

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import grpc
 import pytest
 from rich.console import Console
 
@@ -20,9 +22,11 @@ from bll_client import (
     Job,
     JobEvent,
     JobPlan,
+    JobProgress,
     JobState,
     PlacedWorker,
     StateChange,
+    Unavailable,
 )
 from bll_client.cli.watching import LineView, LiveView
 
@@ -67,6 +71,10 @@ def progress(block: int, step: int, samples_per_s: float) -> JobEvent:
     return JobEvent(step, NOW, content)
 
 
+def same() -> Job:
+    return JOB
+
+
 def drawn(view: LiveView) -> str:
     out = io.StringIO()
     Console(file=out, width=140).print(view._draw())
@@ -74,26 +82,37 @@ def drawn(view: LiveView) -> str:
 
 
 def test_every_block_has_a_line_before_the_first_report() -> None:
-    text = drawn(LiveView(JOB))
+    text = drawn(LiveView(JOB, same))
     assert "jobs/one queued" in text
     assert text.count("0/20") == 2
 
 
-def test_the_time_left_is_that_of_the_slowest_block() -> None:
-    view = LiveView(JOB)
-    view.show(progress(0, 10, 100.0))
+def test_the_time_left_is_what_the_server_says_looked_up_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looks = 0.0, 0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
+    def look() -> Job:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise Unavailable("the server restarts", status=grpc.StatusCode.UNAVAILABLE)
+        left = timedelta(seconds=30.6) if looks == 1 else timedelta(hours=26)
+        return replace(JOB, progress=JobProgress(5, 20, 0, 2, 100.0, left, 1.0))
+
+    view = LiveView(JOB, look)
     assert "to go" not in drawn(view)
-    view.show(progress(1, 5, 50.0))
-    assert "0:00:30 to go" in drawn(view)
-    view.show(progress(1, 20, 50.0))
-    assert "0:00:10 to go" in drawn(view)
+    for at, shown in ((10.0, "0:00:31"), (11.9, "0:00:31"), (12.0, "0:00:31"), (14.1, "1 day, 2:00:00")):
+        now = at
+        view.show(progress(0, 10, 100.0))
+        assert f"{shown} to go" in drawn(view)
+    assert looks == 3
     view.show(JobEvent(9, NOW, StateChange(JobState.SUCCEEDED, "")))
     assert "jobs/one succeeded" in drawn(view)
     assert "to go" not in drawn(view)
 
 
 def test_blocks_are_shown_even_where_no_plan_is_known() -> None:
-    view = LiveView(Job(**{**vars(JOB), "plan": None, "resolved_spec": {}}))
+    view = LiveView(Job(**{**vars(JOB), "plan": None, "resolved_spec": {}}), same)
     view.show(progress(3, 7, 100.0))
     assert "7/0" not in drawn(view)
     assert "0.5000" in drawn(view)
@@ -113,14 +132,14 @@ def test_an_alarm_is_one_line_with_cause_and_remedy_and_diagnostics_are_none(
     (shown,) = capsys.readouterr().out.splitlines()
     expected = "alarm loss_plateau, block 2 epoch 4: it stands still; remedy: a richer latent.readout"
     assert shown.endswith(expected)
-    live = LiveView(JOB)
+    live = LiveView(JOB, same)
     live.show(JobEvent(1, NOW, DIAGNOSTICS))
     live.show(JobEvent(2, NOW, ALARM))
     assert expected in drawn(live)
 
 
 def test_a_blocked_and_a_starved_block_can_be_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    live = LiveView(JOB)
+    live = LiveView(JOB, same)
     live.show(progress(0, 10, 100.0))
     assert drawn(live).splitlines()[2].split()[-5:] == ["0.2", "s", "1.5", "s", "75%"]
     LineView().show(progress(0, 10, 100.0))
@@ -132,7 +151,7 @@ def test_a_blocked_and_a_starved_block_can_be_told_apart(capsys: pytest.CaptureF
 )
 def test_a_long_wait_is_shown_until_it_is_over(for_room: bool, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     begun, over = (BlockWaiting(2, 1, for_room, timedelta(seconds=31), ended) for ended in (False, True))
-    live, lines = LiveView(JOB), LineView()
+    live, lines = LiveView(JOB, same), LineView()
     for number, (event, shown) in enumerate(((begun, True), (over, False))):
         live.show(JobEvent(number, NOW, event))
         lines.show(JobEvent(number, NOW, event))

@@ -239,8 +239,10 @@ def test_a_job_shows_what_was_asked_what_was_made_of_it_and_how_far_it_is(tmp_pa
     store.transition("one", State.STARTING)
     store.transition("one", State.RUNNING)
     progress = BlockProgress(0, 0, 5, 1.2, 0.3, 0.5, 0.2, 0.7, 1.0, 1000.0, 0.01)
-    store.append("one", progress, Progress(step=5, epoch=0, samples_per_s=1000.0, remaining_s=2.5))
+    store.append("one", progress, Progress(step=5, epoch=0, samples_per_s=1000.0, remaining_s=2.5, steps_per_s=8.0))
     store.append("one", Evaluation("validation", 0, 10, 100, SCORES, SCORES, (SCORES,), 0.0))
+    running = convert.job_message(store.get("one"), Standing(0, "")).progress
+    assert (running.remaining.ToMilliseconds(), running.steps_per_s) == (2500, 8.0)
     failure = Failure("BlockFailed", "block 2: killed", block=2)
     message = convert.job_message(store.transition("one", State.FAILED, "killed", failure=failure), Standing(0, ""))
 
@@ -249,7 +251,7 @@ def test_a_job_shows_what_was_asked_what_was_made_of_it_and_how_far_it_is(tmp_pa
     assert message.resolved_spec.model_id == "m"
     assert list(message.plan.blocks[0].output_shape) == [16, 28, 28]
     assert (message.progress.step, message.progress.total_steps) == (5, 100)
-    assert message.progress.remaining.ToMilliseconds() == 2500
+    assert not message.progress.HasField("remaining")  # it is over
     assert message.validation.exits[0].accuracy == 0.9
     assert not message.HasField("test")
     assert message.state == training_pb2.JOB_STATE_FAILED

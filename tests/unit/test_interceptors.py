@@ -79,7 +79,7 @@ def raw(channel: grpc.Channel, method: str, data: bytes) -> None:
     call(data, timeout=10)
 
 
-def counted(metrics: Metrics, code: str, method: str = "GetJob", kind: str = "unary_unary") -> float:
+def counted(metrics: Metrics, code: str, method: str = "GetJob", kind: str = "unary") -> float:
     labels = {"grpc_type": kind, "grpc_service": "bll.v1.TrainingService", "grpc_method": method, "grpc_code": code}
     return metrics.registry.get_sample_value("grpc_server_handled_total", labels) or 0
 
@@ -153,7 +153,7 @@ def test_a_call_too_many_is_refused_at_once_while_the_others_go_on(metrics: Metr
         assert call(b"z", timeout=20) == b"z"
     server.stop(None).wait()
     pool.shutdown()
-    labels = {"grpc_type": "unary_unary", "grpc_service": "bll.v1.InferenceService", "grpc_method": "Predict"}
+    labels = {"grpc_type": "unary", "grpc_service": "bll.v1.InferenceService", "grpc_method": "Predict"}
     counts = {
         code: metrics.registry.get_sample_value("grpc_server_handled_total", labels | {"grpc_code": code})
         for code in ("OK", "UNAVAILABLE")
@@ -208,7 +208,7 @@ def test_an_error_in_the_middle_of_a_stream_ends_it_with_its_status(channel: grp
     with pytest.raises(grpc.RpcError) as caught:
         next(stream)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    assert counted(metrics, "NOT_FOUND", "WatchJob", "unary_stream") == 1
+    assert counted(metrics, "NOT_FOUND", "WatchJob", "server_stream") == 1
 
 
 def test_a_caller_who_leaves_is_counted_as_cancelled_and_is_no_fault(
@@ -235,9 +235,43 @@ def test_a_caller_who_leaves_is_counted_as_cancelled_and_is_no_fault(
             replies.cancel()
             assert left.wait(10)
         server.stop(None).wait()
-    labels = {"grpc_type": "stream_stream", "grpc_service": "a.Service", "grpc_method": "Talk"}
+    labels = {"grpc_type": "bidi_stream", "grpc_service": "a.Service", "grpc_method": "Talk"}
     assert metrics.registry.get_sample_value("grpc_server_handled_total", labels | {"grpc_code": "CANCELLED"}) == 1
     assert not caplog.records
+
+
+def test_messages_both_ways_and_calls_in_flight_are_counted(metrics: Metrics, gate: Gate, audit: Audit) -> None:
+    def echo(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        for request in requests:
+            yield from (request, request)
+
+    def value(name: str) -> float | None:
+        labels = {"grpc_type": "bidi_stream", "grpc_service": "a.Service", "grpc_method": "Echo"}
+        return metrics.registry.get_sample_value(f"grpc_server_{name}", labels)
+
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(echo)
+    go_on = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield b"a"
+        assert go_on.wait(10)
+        yield b"b"
+
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool, interceptors=[Boundary(metrics, gate, audit, {})])
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.Service", {"Echo": handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call: Any = channel.stream_stream("/a.Service/Echo")
+            replies = call(requests(), timeout=10)
+            assert next(replies) == b"a"
+            assert (value("started_total"), value("in_flight"), value("msg_received_total")) == (1, 1, 1)
+            go_on.set()
+            assert list(replies) == [b"a", b"b", b"b"]
+        server.stop(None).wait()
+    assert (value("in_flight"), value("msg_received_total"), value("msg_sent_total")) == (0, 2, 4)
+    assert value("handling_seconds_count") == 1
 
 
 def test_methods_that_do_not_exist_make_no_series(channel: grpc.Channel, metrics: Metrics) -> None:

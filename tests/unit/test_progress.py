@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bll.config import LossConfig, TrainingConfig
+from bll.diagnostics import Step
 from bll.errors import Diverged
 from bll.families import Bernoulli
 from bll.losses import LocalLoss, Objective
@@ -47,10 +48,12 @@ def test_throughput_counts_rows_and_accuracy_counts_sites(
     targets = torch.arange(sites) % 2
     alpha, table = torch.zeros(sites, 1, 5), ClassTable(torch.zeros(2, 1, 5), torch.tensor([1.0, 0.0]))
     objective = Objective(Bernoulli(), LossConfig())
-    found.add(objective.loss(alpha, table, targets, 1.0), targets)
-    report = found.report(1, objective, alpha, table, targets, 1.0)
+    local = objective.loss(alpha, table, targets, 1.0)
+    found.add(local, targets)
+    taken = Step(1, alpha, alpha, table, targets, local, 1.0, local.loss_B.mean())
+    report = found.report(taken, objective, 3)
     assert report.samples_per_s == 4 / 2.0
-    assert report.accuracy == 0.5
+    assert (report.accuracy, report.staleness_steps) == (0.5, 3)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.exposition import generate_latest
 
-from bll_server.metrics import RowHistogram
+from bll_server.metrics.inference import RowHistogram
 
 BUCKETS = (0.5, 1.0, 2.0)
 

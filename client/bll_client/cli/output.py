@@ -100,6 +100,11 @@ def when(instant: datetime | None) -> str:
     return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S") if instant else ""
 
 
+def span(duration: timedelta | None) -> str:
+    """In whole seconds."""
+    return str(timedelta(seconds=round(duration.total_seconds()))) if duration is not None else ""
+
+
 def scores(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return ""
@@ -145,7 +150,8 @@ def show_state(job: Job) -> None:
             "in the queue": str(job.queue_position or ""),
             "error": f"{job.error.status}: {job.error.message}" if job.error else "",
             "progress": f"step {progress.step} of {progress.total_steps}" if progress else "",
-            "remaining": str(progress.remaining) if progress and progress.remaining else "",
+            "speed": f"{progress.steps_per_s:.3g} steps/s, {progress.samples_per_s:.0f} samples/s" if progress else "",
+            "remaining": span(progress.remaining if progress else None),
             "validation": scores(job.validation),
             "test": scores(job.test),
             "model": job.model_version,
@@ -161,12 +167,13 @@ def show_state(job: Job) -> None:
 
 def show_jobs(jobs: Iterable[Job]) -> None:
     print_table(
-        ("job", "state", "progress", "model", "created"),
+        ("job", "state", "progress", "remaining", "model", "created"),
         (
             (
                 bare(job.name),
                 job.state,
                 f"{job.progress.step}/{job.progress.total_steps}" if job.progress else "",
+                span(job.progress.remaining if job.progress else None),
                 bare(job.model_version) or job.spec.get("model_id", ""),
                 when(job.create_time),
             )

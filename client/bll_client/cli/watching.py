@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from datetime import timedelta
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +26,7 @@ from bll_client import (
     CheckpointDamaged,
     CheckpointSaved,
     Client,
+    ClientError,
     Evaluation,
     Job,
     JobEvent,
@@ -32,7 +36,7 @@ from bll_client import (
     StateChange,
 )
 from bll_client.cli.exits import ExitCode
-from bll_client.cli.output import Format, console, plain, print_json, scores, show_state
+from bll_client.cli.output import Format, console, plain, print_json, scores, show_state, span
 
 
 def follow(client: Client, job: Job, after_event: int, output: Format, again: str) -> ExitCode:
@@ -42,7 +46,7 @@ def follow(client: Client, job: Job, after_event: int, output: Format, again: st
     """
     last = after_event
     try:
-        with _view(job, output) as view:
+        with _view(job, output, lambda: client.get_job(job.name)) as view:
             for event in client.watch_job(job.name, after_event):
                 view.show(event)
                 last = event.number
@@ -89,18 +93,23 @@ class JsonView(LineView):
 
 _SHOWN_WARNINGS = 4
 """The newest, under the bars."""
+_LOOK_S = 2.0
+"""Time between two looks at the job's progress."""
 
 
 class LiveView(LineView):
     """A head with the job's state, and a bar with figures for each block, redrawn as events come."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, look: Callable[[], Job]) -> None:
+        """`look` asks the server for the job as it is now, whose progress no event tells."""
+        self._look = look
+        self._looked_at = -math.inf
+        self._progress = job.progress
         self._name = job.name
         self._state = job.state
         self._validation = job.validation
         self._waiting: dict[tuple[int, int], BlockWaiting] = {}
         self._warnings: list[str] = []
-        self._batch_size = int(job.resolved_spec.get("batch_size", 0))
         steps_per_epoch = job.plan.steps_per_epoch if job.plan else 0
         # Zero where the server has no plan to tell: no bar can be drawn to scale then.
         self._total_steps = steps_per_epoch * int(job.resolved_spec.get("epochs", 0))
@@ -123,6 +132,7 @@ class LiveView(LineView):
                 self._waiting.clear()
             case BlockProgress(block=block):
                 self._blocks[block] = event.event
+                self._look_again()
             case Evaluation(split="validation"):
                 self._validation = event.event
             case Alarm() | CheckpointDamaged() | BlockContinued():
@@ -142,22 +152,17 @@ class LiveView(LineView):
 
     def _head(self) -> Text:
         parts = [f"{self._name} {self._state}"]
-        if (remaining := self._remaining()) is not None:
-            parts.append(f"{remaining} to go")
+        if self._progress and self._progress.remaining and not self._state.is_final:
+            parts.append(f"{span(self._progress.remaining)} to go")
         if self._validation is not None:
             parts.append(f"validation {scores(self._validation)}")
         return Text(" · ".join(parts), style="bold")
 
-    def _remaining(self) -> timedelta | None:
-        """Time until the slowest block has done all steps; None before each has reported, and when they have."""
-        if self._state.is_final or not self._total_steps:
-            return None
-        seconds = []
-        for block in self._blocks.values():
-            if block is None or block.samples_per_s <= 0:
-                return None
-            seconds.append((self._total_steps - block.step) * self._batch_size / block.samples_per_s)
-        return timedelta(seconds=round(max(seconds, default=0))) or None
+    def _look_again(self) -> None:
+        if time.monotonic() - self._looked_at >= _LOOK_S:
+            with suppress(ClientError):  # the stream of events will tell of it
+                self._progress = self._look().progress
+            self._looked_at = time.monotonic()
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
@@ -172,10 +177,10 @@ class LiveView(LineView):
         return table
 
 
-def _view(job: Job, output: Format) -> LineView:
+def _view(job: Job, output: Format, look: Callable[[], Job]) -> LineView:
     if output is Format.JSON:
         return JsonView()
-    return LiveView(job) if console().is_terminal else LineView()
+    return LiveView(job, look) if console().is_terminal else LineView()
 
 
 def _figures(block: BlockProgress) -> tuple[str, ...]:

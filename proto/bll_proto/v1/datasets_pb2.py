@@ -26,49 +26,49 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62ll_proto/v1/datasets.proto\x12\x06\x62ll.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xa9\x02\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdata_name\x18\x02 \x01(\t\x12\x10\n\x08\x62uilt_in\x18\x03 \x01(\x08\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.bll.v1.DatasetState\x12%\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x15.bll.v1.DatasetFormat\x12\x14\n\x0cupload_bytes\x18\x06 \x01(\x03\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x06report\x18\t \x01(\x0b\x32\x15.bll.v1.DatasetReport\x12!\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.Status\"\xc5\x01\n\rDatasetReport\x12\x12\n\ntrain_rows\x18\x01 \x01(\x03\x12\x11\n\ttest_rows\x18\x02 \x01(\x03\x12\x13\n\x0binput_shape\x18\x03 \x03(\x03\x12\x14\n\x0ctarget_shape\x18\x04 \x03(\x03\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12%\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x14.bll.v1.DatasetClass\x12\x16\n\x0e\x64\x61taset_digest\x18\x07 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x08 \x01(\x03\"E\n\x0c\x44\x61tasetClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0btrain_count\x18\x02 \x01(\x03\x12\x12\n\ntest_count\x18\x03 \x01(\x03\"{\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x15.bll.v1.DatasetFormat\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x17\n\x0f\x63ommitted_bytes\x18\x05 \x01(\x03\"n\n\x0cUploadHeader\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12%\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x15.bll.v1.DatasetFormat\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"+\n\x0bUploadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"l\n\x14UploadDatasetRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.bll.v1.UploadHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.bll.v1.UploadChunkH\x00\x42\x06\n\x04part\"9\n\x15UploadDatasetResponse\x12 \n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x0f.bll.v1.Dataset\" \n\x10GetUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x11GetUploadResponse\x12\x1e\n\x06upload\x18\x01 \x01(\x0b\x32\x0e.bll.v1.Upload\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x12GetDatasetResponse\x12 \n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x0f.bll.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x14ListDatasetsResponse\x12!\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x0f.bll.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse*\x92\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_FORMAT_NPZ\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_NPY\x10\x02\x12\x16\n\x12\x44\x41TASET_FORMAT_IDX\x10\x03\x12\x19\n\x15\x44\x41TASET_FORMAT_IMAGES\x10\x04*~\n\x0c\x44\x61tasetState\x12\x1d\n\x19\x44\x41TASET_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x41TASET_STATE_VALIDATING\x10\x01\x12\x17\n\x13\x44\x41TASET_STATE_READY\x10\x02\x12\x18\n\x14\x44\x41TASET_STATE_FAILED\x10\x03\x32\x80\x03\n\x0e\x44\x61tasetService\x12N\n\rUploadDataset\x12\x1c.bll.v1.UploadDatasetRequest\x1a\x1d.bll.v1.UploadDatasetResponse(\x01\x12@\n\tGetUpload\x12\x18.bll.v1.GetUploadRequest\x1a\x19.bll.v1.GetUploadResponse\x12\x43\n\nGetDataset\x12\x19.bll.v1.GetDatasetRequest\x1a\x1a.bll.v1.GetDatasetResponse\x12I\n\x0cListDatasets\x12\x1b.bll.v1.ListDatasetsRequest\x1a\x1c.bll.v1.ListDatasetsResponse\x12L\n\rDeleteDataset\x12\x1c.bll.v1.DeleteDatasetRequest\x1a\x1d.bll.v1.DeleteDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62ll_proto/v1/datasets.proto\x12\x06\x62ll.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb8\x02\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdata_name\x18\x02 \x01(\t\x12\x10\n\x08\x62uilt_in\x18\x03 \x01(\x08\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.bll.v1.DatasetState\x12%\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x15.bll.v1.DatasetFormat\x12\x14\n\x0cupload_bytes\x18\x06 \x01(\x03\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x06report\x18\t \x01(\x0b\x32\x15.bll.v1.DatasetReport\x12!\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05owner\x18\x0b \x01(\t\"\xc5\x01\n\rDatasetReport\x12\x12\n\ntrain_rows\x18\x01 \x01(\x03\x12\x11\n\ttest_rows\x18\x02 \x01(\x03\x12\x13\n\x0binput_shape\x18\x03 \x03(\x03\x12\x14\n\x0ctarget_shape\x18\x04 \x03(\x03\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12%\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x14.bll.v1.DatasetClass\x12\x16\n\x0e\x64\x61taset_digest\x18\x07 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x08 \x01(\x03\"E\n\x0c\x44\x61tasetClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0btrain_count\x18\x02 \x01(\x03\x12\x12\n\ntest_count\x18\x03 \x01(\x03\"{\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x15.bll.v1.DatasetFormat\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x17\n\x0f\x63ommitted_bytes\x18\x05 \x01(\x03\"n\n\x0cUploadHeader\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12%\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x15.bll.v1.DatasetFormat\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"+\n\x0bUploadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"l\n\x14UploadDatasetRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.bll.v1.UploadHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.bll.v1.UploadChunkH\x00\x42\x06\n\x04part\"9\n\x15UploadDatasetResponse\x12 \n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x0f.bll.v1.Dataset\" \n\x10GetUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x11GetUploadResponse\x12\x1e\n\x06upload\x18\x01 \x01(\x0b\x32\x0e.bll.v1.Upload\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x12GetDatasetResponse\x12 \n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x0f.bll.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x14ListDatasetsResponse\x12!\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x0f.bll.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse*\x92\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_FORMAT_NPZ\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_NPY\x10\x02\x12\x16\n\x12\x44\x41TASET_FORMAT_IDX\x10\x03\x12\x19\n\x15\x44\x41TASET_FORMAT_IMAGES\x10\x04*~\n\x0c\x44\x61tasetState\x12\x1d\n\x19\x44\x41TASET_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x41TASET_STATE_VALIDATING\x10\x01\x12\x17\n\x13\x44\x41TASET_STATE_READY\x10\x02\x12\x18\n\x14\x44\x41TASET_STATE_FAILED\x10\x03\x32\x80\x03\n\x0e\x44\x61tasetService\x12N\n\rUploadDataset\x12\x1c.bll.v1.UploadDatasetRequest\x1a\x1d.bll.v1.UploadDatasetResponse(\x01\x12@\n\tGetUpload\x12\x18.bll.v1.GetUploadRequest\x1a\x19.bll.v1.GetUploadResponse\x12\x43\n\nGetDataset\x12\x19.bll.v1.GetDatasetRequest\x1a\x1a.bll.v1.GetDatasetResponse\x12I\n\x0cListDatasets\x12\x1b.bll.v1.ListDatasetsRequest\x1a\x1c.bll.v1.ListDatasetsResponse\x12L\n\rDeleteDataset\x12\x1c.bll.v1.DeleteDatasetRequest\x1a\x1d.bll.v1.DeleteDatasetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bll_proto.v1.datasets_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATASETFORMAT']._serialized_start=1507
-  _globals['_DATASETFORMAT']._serialized_end=1653
-  _globals['_DATASETSTATE']._serialized_start=1655
-  _globals['_DATASETSTATE']._serialized_end=1781
+  _globals['_DATASETFORMAT']._serialized_start=1522
+  _globals['_DATASETFORMAT']._serialized_end=1668
+  _globals['_DATASETSTATE']._serialized_start=1670
+  _globals['_DATASETSTATE']._serialized_end=1796
   _globals['_DATASET']._serialized_start=98
-  _globals['_DATASET']._serialized_end=395
-  _globals['_DATASETREPORT']._serialized_start=398
-  _globals['_DATASETREPORT']._serialized_end=595
-  _globals['_DATASETCLASS']._serialized_start=597
-  _globals['_DATASETCLASS']._serialized_end=666
-  _globals['_UPLOAD']._serialized_start=668
-  _globals['_UPLOAD']._serialized_end=791
-  _globals['_UPLOADHEADER']._serialized_start=793
-  _globals['_UPLOADHEADER']._serialized_end=903
-  _globals['_UPLOADCHUNK']._serialized_start=905
-  _globals['_UPLOADCHUNK']._serialized_end=948
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=950
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=1058
-  _globals['_UPLOADDATASETRESPONSE']._serialized_start=1060
-  _globals['_UPLOADDATASETRESPONSE']._serialized_end=1117
-  _globals['_GETUPLOADREQUEST']._serialized_start=1119
-  _globals['_GETUPLOADREQUEST']._serialized_end=1151
-  _globals['_GETUPLOADRESPONSE']._serialized_start=1153
-  _globals['_GETUPLOADRESPONSE']._serialized_end=1204
-  _globals['_GETDATASETREQUEST']._serialized_start=1206
-  _globals['_GETDATASETREQUEST']._serialized_end=1239
-  _globals['_GETDATASETRESPONSE']._serialized_start=1241
-  _globals['_GETDATASETRESPONSE']._serialized_end=1295
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1297
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1357
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1359
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1441
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1443
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1479
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=1481
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1504
-  _globals['_DATASETSERVICE']._serialized_start=1784
-  _globals['_DATASETSERVICE']._serialized_end=2168
+  _globals['_DATASET']._serialized_end=410
+  _globals['_DATASETREPORT']._serialized_start=413
+  _globals['_DATASETREPORT']._serialized_end=610
+  _globals['_DATASETCLASS']._serialized_start=612
+  _globals['_DATASETCLASS']._serialized_end=681
+  _globals['_UPLOAD']._serialized_start=683
+  _globals['_UPLOAD']._serialized_end=806
+  _globals['_UPLOADHEADER']._serialized_start=808
+  _globals['_UPLOADHEADER']._serialized_end=918
+  _globals['_UPLOADCHUNK']._serialized_start=920
+  _globals['_UPLOADCHUNK']._serialized_end=963
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=965
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=1073
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=1075
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=1132
+  _globals['_GETUPLOADREQUEST']._serialized_start=1134
+  _globals['_GETUPLOADREQUEST']._serialized_end=1166
+  _globals['_GETUPLOADRESPONSE']._serialized_start=1168
+  _globals['_GETUPLOADRESPONSE']._serialized_end=1219
+  _globals['_GETDATASETREQUEST']._serialized_start=1221
+  _globals['_GETDATASETREQUEST']._serialized_end=1254
+  _globals['_GETDATASETRESPONSE']._serialized_start=1256
+  _globals['_GETDATASETRESPONSE']._serialized_end=1310
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1312
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1372
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1374
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1456
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1458
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1494
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1496
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1519
+  _globals['_DATASETSERVICE']._serialized_start=1799
+  _globals['_DATASETSERVICE']._serialized_end=2183
 # @@protoc_insertion_point(module_scope)

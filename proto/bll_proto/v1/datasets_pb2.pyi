@@ -99,6 +99,7 @@ class Dataset(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is `datasets/{dataset_id}`."""
     data_name: _builtins.str
@@ -114,6 +115,8 @@ class Dataset(_message.Message):
     """upload_bytes is the size of the file that was uploaded."""
     sha256: _builtins.str
     """sha256 is the digest of the file that was uploaded, in hex."""
+    owner: _builtins.str
+    """owner is whose token uploaded it; empty where the server asked for none, and for built-in data sets."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """create_time is when the upload was complete; absent for built-in data sets."""
@@ -139,10 +142,11 @@ class Dataset(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         report: Global___DatasetReport | None = ...,
         error: _status_pb2.Status | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["built_in", b"built_in", "create_time", b"create_time", "data_name", b"data_name", "error", b"error", "format", b"format", "name", b"name", "report", b"report", "sha256", b"sha256", "state", b"state", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["built_in", b"built_in", "create_time", b"create_time", "data_name", b"data_name", "error", b"error", "format", b"format", "name", b"name", "owner", b"owner", "report", b"report", "sha256", b"sha256", "state", b"state", "upload_bytes", b"upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,8 @@ if _version_not_supported:
 
 class DatasetServiceStub:
     """DatasetService keeps what jobs learn from. A job's spec names a data set in `data.name`, as Dataset.data_name says.
+    Whoever uploads a data set owns it: everybody may learn from it, its owner and admins alone may delete it.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
     """
 
     def __init__(self, channel):
@@ -64,6 +66,8 @@ class DatasetServiceStub:
 
 class DatasetServiceServicer:
     """DatasetService keeps what jobs learn from. A job's spec names a data set in `data.name`, as Dataset.data_name says.
+    Whoever uploads a data set owns it: everybody may learn from it, its owner and admins alone may delete it.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
     """
 
     def UploadDataset(self, request_iterator, context):
@@ -72,8 +76,8 @@ class DatasetServiceServicer:
         A stream that broke is taken up again with the same header, from the offset that GetUpload tells. A repeated
         upload of the same content returns the data set that there is. A FAILED data set may be uploaded anew.
         Errors include: INVALID_ARGUMENT (a field breaks its rule, a chunk does not begin at the committed offset, or the
-        content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content),
-        RESOURCE_EXHAUSTED (larger than a data set may be, more than the server keeps in all, or the disk is full),
+        content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content, or is another's),
+        RESOURCE_EXHAUSTED (larger than a data set may be, more than is kept of one owner or in all, or the disk is full),
         ABORTED (another stream has taken the upload over), CANCELLED (nothing came for a minute; the upload can be taken
         up again).
         """
@@ -108,8 +112,8 @@ class DatasetServiceServicer:
     def DeleteDataset(self, request, context):
         """DeleteDataset removes an uploaded data set, or what there is of an unfinished upload. Models that learned from it
         stay.
-        Errors include: NOT_FOUND, INVALID_ARGUMENT (not a data set's name), FAILED_PRECONDITION (it is built in, or a job
-        that is not over learns from it).
+        Errors include: NOT_FOUND, INVALID_ARGUMENT (not a data set's name), PERMISSION_DENIED (it is another's),
+        FAILED_PRECONDITION (it is built in, or a job that is not over learns from it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,6 +157,8 @@ def add_DatasetServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class DatasetService:
     """DatasetService keeps what jobs learn from. A job's spec names a data set in `data.name`, as Dataset.data_name says.
+    Whoever uploads a data set owns it: everybody may learn from it, its owner and admins alone may delete it.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
     """
 
     @staticmethod

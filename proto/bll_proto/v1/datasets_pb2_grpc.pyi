@@ -27,7 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DatasetServiceStub:
-    """DatasetService keeps what jobs learn from. A job's spec names a data set in `data.name`, as Dataset.data_name says."""
+    """DatasetService keeps what jobs learn from. A job's spec names a data set in `data.name`, as Dataset.data_name says.
+    Whoever uploads a data set owns it: everybody may learn from it, its owner and admins alone may delete it.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,8 +42,8 @@ class DatasetServiceStub:
     A stream that broke is taken up again with the same header, from the offset that GetUpload tells. A repeated
     upload of the same content returns the data set that there is. A FAILED data set may be uploaded anew.
     Errors include: INVALID_ARGUMENT (a field breaks its rule, a chunk does not begin at the committed offset, or the
-    content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content),
-    RESOURCE_EXHAUSTED (larger than a data set may be, more than the server keeps in all, or the disk is full),
+    content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content, or is another's),
+    RESOURCE_EXHAUSTED (larger than a data set may be, more than is kept of one owner or in all, or the disk is full),
     ABORTED (another stream has taken the upload over), CANCELLED (nothing came for a minute; the upload can be taken
     up again).
     """
@@ -59,13 +62,16 @@ class DatasetServiceStub:
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.DeleteDatasetRequest, _datasets_pb2.DeleteDatasetResponse]
     """DeleteDataset removes an uploaded data set, or what there is of an unfinished upload. Models that learned from it
     stay.
-    Errors include: NOT_FOUND, INVALID_ARGUMENT (not a data set's name), FAILED_PRECONDITION (it is built in, or a job
-    that is not over learns from it).
+    Errors include: NOT_FOUND, INVALID_ARGUMENT (not a data set's name), PERMISSION_DENIED (it is another's),
+    FAILED_PRECONDITION (it is built in, or a job that is not over learns from it).
     """
 
 @_typing.type_check_only
 class DatasetServiceAsyncStub(DatasetServiceStub):
-    """DatasetService keeps what jobs learn from. A job's spec names a data set in `data.name`, as Dataset.data_name says."""
+    """DatasetService keeps what jobs learn from. A job's spec names a data set in `data.name`, as Dataset.data_name says.
+    Whoever uploads a data set owns it: everybody may learn from it, its owner and admins alone may delete it.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadDataset: _aio.StreamUnaryMultiCallable[_datasets_pb2.UploadDatasetRequest, _datasets_pb2.UploadDatasetResponse]  # type: ignore[assignment]
@@ -74,8 +80,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     A stream that broke is taken up again with the same header, from the offset that GetUpload tells. A repeated
     upload of the same content returns the data set that there is. A FAILED data set may be uploaded anew.
     Errors include: INVALID_ARGUMENT (a field breaks its rule, a chunk does not begin at the committed offset, or the
-    content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content),
-    RESOURCE_EXHAUSTED (larger than a data set may be, more than the server keeps in all, or the disk is full),
+    content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content, or is another's),
+    RESOURCE_EXHAUSTED (larger than a data set may be, more than is kept of one owner or in all, or the disk is full),
     ABORTED (another stream has taken the upload over), CANCELLED (nothing came for a minute; the upload can be taken
     up again).
     """
@@ -94,12 +100,15 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_datasets_pb2.DeleteDatasetRequest, _datasets_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
     """DeleteDataset removes an uploaded data set, or what there is of an unfinished upload. Models that learned from it
     stay.
-    Errors include: NOT_FOUND, INVALID_ARGUMENT (not a data set's name), FAILED_PRECONDITION (it is built in, or a job
-    that is not over learns from it).
+    Errors include: NOT_FOUND, INVALID_ARGUMENT (not a data set's name), PERMISSION_DENIED (it is another's),
+    FAILED_PRECONDITION (it is built in, or a job that is not over learns from it).
     """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
-    """DatasetService keeps what jobs learn from. A job's spec names a data set in `data.name`, as Dataset.data_name says."""
+    """DatasetService keeps what jobs learn from. A job's spec names a data set in `data.name`, as Dataset.data_name says.
+    Whoever uploads a data set owns it: everybody may learn from it, its owner and admins alone may delete it.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    """
 
     @_abc_1.abstractmethod
     def UploadDataset(
@@ -112,8 +121,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         A stream that broke is taken up again with the same header, from the offset that GetUpload tells. A repeated
         upload of the same content returns the data set that there is. A FAILED data set may be uploaded anew.
         Errors include: INVALID_ARGUMENT (a field breaks its rule, a chunk does not begin at the committed offset, or the
-        content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content),
-        RESOURCE_EXHAUSTED (larger than a data set may be, more than the server keeps in all, or the disk is full),
+        content has another digest; the upload then begins again), ALREADY_EXISTS (the id has other content, or is another's),
+        RESOURCE_EXHAUSTED (larger than a data set may be, more than is kept of one owner or in all, or the disk is full),
         ABORTED (another stream has taken the upload over), CANCELLED (nothing came for a minute; the upload can be taken
         up again).
         """
@@ -156,8 +165,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_datasets_pb2.DeleteDatasetResponse, _abc.Awaitable[_datasets_pb2.DeleteDatasetResponse]]:
         """DeleteDataset removes an uploaded data set, or what there is of an unfinished upload. Models that learned from it
         stay.
-        Errors include: NOT_FOUND, INVALID_ARGUMENT (not a data set's name), FAILED_PRECONDITION (it is built in, or a job
-        that is not over learns from it).
+        Errors include: NOT_FOUND, INVALID_ARGUMENT (not a data set's name), PERMISSION_DENIED (it is another's),
+        FAILED_PRECONDITION (it is built in, or a job that is not over learns from it).
         """
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

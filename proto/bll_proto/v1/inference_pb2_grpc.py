@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class InferenceServiceStub:
     """InferenceService answers with a distribution over classes and an uncertainty for every sample.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
     """
 
     def __init__(self, channel):
@@ -44,6 +45,7 @@ class InferenceServiceStub:
 
 class InferenceServiceServicer:
     """InferenceService answers with a distribution over classes and an uncertainty for every sample.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
     """
 
     def Predict(self, request, context):
@@ -74,6 +76,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
     """InferenceService answers with a distribution over classes and an uncertainty for every sample.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceServiceStub:
-    """InferenceService answers with a distribution over classes and an uncertainty for every sample."""
+    """InferenceService answers with a distribution over classes and an uncertainty for every sample.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,7 +44,9 @@ class InferenceServiceStub:
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
-    """InferenceService answers with a distribution over classes and an uncertainty for every sample."""
+    """InferenceService answers with a distribution over classes and an uncertainty for every sample.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Predict: _aio.UnaryUnaryMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]  # type: ignore[assignment]
@@ -53,7 +57,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """InferenceService answers with a distribution over classes and an uncertainty for every sample."""
+    """InferenceService answers with a distribution over classes and an uncertainty for every sample.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    """
 
     @_abc_1.abstractmethod
     def Predict(

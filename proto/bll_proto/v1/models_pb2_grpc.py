@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class ModelServiceStub:
     """ModelService shows and hands out the published models.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
     """
 
     def __init__(self, channel):
@@ -54,6 +55,7 @@ class ModelServiceStub:
 
 class ModelServiceServicer:
     """ModelService shows and hands out the published models.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
     """
 
     def ListModels(self, request, context):
@@ -108,6 +110,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
     """ModelService shows and hands out the published models.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """ModelService shows and hands out the published models."""
+    """ModelService shows and hands out the published models.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -48,7 +50,9 @@ class ModelServiceStub:
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """ModelService shows and hands out the published models."""
+    """ModelService shows and hands out the published models.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -65,7 +69,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ModelService shows and hands out the published models."""
+    """ModelService shows and hands out the published models.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    """
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -735,6 +735,7 @@ class JobProgress(_message.Message):
     TOTAL_EPOCHS_FIELD_NUMBER: _builtins.int
     SAMPLES_PER_S_FIELD_NUMBER: _builtins.int
     REMAINING_FIELD_NUMBER: _builtins.int
+    STEPS_PER_S_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """step counts the steps that every block has done."""
     total_steps: _builtins.int
@@ -742,10 +743,14 @@ class JobProgress(_message.Message):
     """epoch counts from 0."""
     total_epochs: _builtins.int
     samples_per_s: _builtins.float
-    """samples_per_s is the pipeline's recent throughput."""
+    """samples_per_s is the recent throughput of the job as a whole, evaluations and checkpoints included."""
+    steps_per_s: _builtins.float
+    """steps_per_s is that throughput in steps."""
     @_builtins.property
     def remaining(self) -> _duration_pb2.Duration:
-        """remaining is the estimated time to the last step; absent until it can be estimated."""
+        """remaining is the time that the steps to the last one take at that pace, without a wait in the queue; absent until it
+        can be estimated, and once the job is over.
+        """
 
     def __init__(
         self,
@@ -756,10 +761,11 @@ class JobProgress(_message.Message):
         total_epochs: _builtins.int = ...,
         samples_per_s: _builtins.float = ...,
         remaining: _duration_pb2.Duration | None = ...,
+        steps_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["remaining", b"remaining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "remaining", b"remaining", "samples_per_s", b"samples_per_s", "step", b"step", "total_epochs", b"total_epochs", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "remaining", b"remaining", "samples_per_s", b"samples_per_s", "step", b"step", "steps_per_s", b"steps_per_s", "total_epochs", b"total_epochs", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1542,6 +1548,7 @@ class BlockProgress(_message.Message):
     VERSION_WAIT_S_FIELD_NUMBER: _builtins.int
     SEND_WAIT_S_FIELD_NUMBER: _builtins.int
     INBOX_FILL_FIELD_NUMBER: _builtins.int
+    STALENESS_STEPS_FIELD_NUMBER: _builtins.int
     block: _builtins.int
     """block counts from 0."""
     epoch: _builtins.int
@@ -1569,6 +1576,10 @@ class BlockProgress(_message.Message):
     """inbox_fill is the mean fraction of the line from the left that was taken when the block read it. The slowest
     block has a full line at its left and an empty one at its right.
     """
+    staleness_steps: _builtins.int
+    """staleness_steps is the age of what the block used of its right neighbour in the last step; 0 where nothing flows
+    from there.
+    """
     def __init__(
         self,
         *,
@@ -1586,10 +1597,11 @@ class BlockProgress(_message.Message):
         version_wait_s: _builtins.float = ...,
         send_wait_s: _builtins.float = ...,
         inbox_fill: _builtins.float = ...,
+        staleness_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "agreement", b"agreement", "block", b"block", "epoch", b"epoch", "inbox_fill", b"inbox_fill", "kl_nats", b"kl_nats", "loss_nats", b"loss_nats", "mixing", b"mixing", "posterior_variance", b"posterior_variance", "samples_per_s", b"samples_per_s", "send_wait_s", b"send_wait_s", "step", b"step", "version_wait_s", b"version_wait_s", "wait_s", b"wait_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "agreement", b"agreement", "block", b"block", "epoch", b"epoch", "inbox_fill", b"inbox_fill", "kl_nats", b"kl_nats", "loss_nats", b"loss_nats", "mixing", b"mixing", "posterior_variance", b"posterior_variance", "samples_per_s", b"samples_per_s", "send_wait_s", b"send_wait_s", "staleness_steps", b"staleness_steps", "step", b"step", "version_wait_s", b"version_wait_s", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1975,17 +1987,21 @@ class CheckpointSaved(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    WRITE_S_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     epoch: _builtins.int
+    write_s: _builtins.float
+    """write_s is the longest time that a block took to write its part, in which it did not train."""
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        write_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "step", b"step", "write_s", b"write_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

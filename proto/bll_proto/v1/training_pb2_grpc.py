@@ -27,6 +27,8 @@ if _version_not_supported:
 
 class TrainingServiceStub:
     """TrainingService runs block-local training jobs.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    A job of another owner is NOT_FOUND to whoever may see its own jobs alone.
     """
 
     def __init__(self, channel):
@@ -104,6 +106,8 @@ class TrainingServiceStub:
 
 class TrainingServiceServicer:
     """TrainingService runs block-local training jobs.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    A job of another owner is NOT_FOUND to whoever may see its own jobs alone.
     """
 
     def CreateJob(self, request, context):
@@ -208,7 +212,9 @@ class TrainingServiceServicer:
 
     def WatchJob(self, request, context):
         """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
-        makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
+        makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or
+        repetition. To a reader that falls further and further behind, block_progress and block_diagnostics that newer ones
+        of the same block follow are not sent: their numbers are left out.
         Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
         UNAVAILABLE (the server is draining).
         """
@@ -304,6 +310,8 @@ def add_TrainingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class TrainingService:
     """TrainingService runs block-local training jobs.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    A job of another owner is NOT_FOUND to whoever may see its own jobs alone.
     """
 
     @staticmethod

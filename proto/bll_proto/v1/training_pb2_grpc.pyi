@@ -27,7 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrainingServiceStub:
-    """TrainingService runs block-local training jobs."""
+    """TrainingService runs block-local training jobs.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    A job of another owner is NOT_FOUND to whoever may see its own jobs alone.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -91,7 +94,9 @@ class TrainingServiceStub:
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.WatchJobResponse]
     """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
-    makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
+    makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or
+    repetition. To a reader that falls further and further behind, block_progress and block_diagnostics that newer ones
+    of the same block follow are not sent: their numbers are left out.
     Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
     UNAVAILABLE (the server is draining).
     """
@@ -104,7 +109,10 @@ class TrainingServiceStub:
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
-    """TrainingService runs block-local training jobs."""
+    """TrainingService runs block-local training jobs.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    A job of another owner is NOT_FOUND to whoever may see its own jobs alone.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CreateJobRequest, _training_pb2.CreateJobResponse]  # type: ignore[assignment]
@@ -165,7 +173,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.WatchJobResponse]  # type: ignore[assignment]
     """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
-    makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
+    makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or
+    repetition. To a reader that falls further and further behind, block_progress and block_diagnostics that newer ones
+    of the same block follow are not sent: their numbers are left out.
     Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
     UNAVAILABLE (the server is draining).
     """
@@ -177,7 +187,10 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """TrainingService runs block-local training jobs."""
+    """TrainingService runs block-local training jobs.
+    Errors of every method include: UNAUTHENTICATED (no token that is good) and PERMISSION_DENIED (its role is too low).
+    A job of another owner is NOT_FOUND to whoever may see its own jobs alone.
+    """
 
     @_abc_1.abstractmethod
     def CreateJob(
@@ -308,7 +321,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.WatchJobResponse], _abc.AsyncIterator[_training_pb2.WatchJobResponse]]:
         """WatchJob streams the numbered events of a job, from the past into the future, and ends after the event that
-        makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or repetition.
+        makes the state final, where no retry has followed it. Reconnect with the last number seen to go on without loss or
+        repetition. To a reader that falls further and further behind, block_progress and block_diagnostics that newer ones
+        of the same block follow are not sent: their numbers are left out.
         Errors include: NOT_FOUND, INVALID_ARGUMENT (after_event is negative), RESOURCE_EXHAUSTED (too many watchers),
         UNAVAILABLE (the server is draining).
         """

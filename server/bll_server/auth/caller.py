@@ -23,7 +23,7 @@ class Caller:
 
     @property
     def sees_only(self) -> str | None:
-        """The owner whose jobs alone the caller may see; None: those of all."""
+        """The owner whose jobs alone the caller may see, and whose things alone it may change; None: those of all."""
         return self.owner if self.role is Role.TRAINER else None
 
 

@@ -14,7 +14,7 @@ class Role(IntEnum):
     PREDICTOR = 2
     """Asks models for predictions as well."""
     TRAINER = 3
-    """Makes and changes jobs and data sets; of jobs, sees its own alone."""
+    """Makes and changes jobs and data sets of its own; of jobs, sees those alone."""
     ADMIN = 4
     """Everything, of everybody."""
 
@@ -60,8 +60,7 @@ METHODS: dict[str, Access] = {
             "GetUpload": _VIEW,
             "GetDataset": _VIEW,
             "ListDatasets": _VIEW,
-            # Data sets have no owner: who deletes one may delete another's.
-            "DeleteDataset": Access(Role.ADMIN, change=True),
+            "DeleteDataset": _TRAIN,
         },
         "bll.v1.ModelService": {"ListModels": _VIEW, "GetModel": _VIEW, "DownloadModel": _VIEW},
         "bll.v1.InferenceService": {"Predict": _PREDICT},

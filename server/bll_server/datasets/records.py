@@ -37,6 +37,15 @@ class Header:
 
 
 @dataclass(frozen=True)
+class Announcement:
+    """An upload that is not whole yet."""
+
+    header: Header
+    owner: str = ""
+    """Whose token announced it; empty where the server asks for none."""
+
+
+@dataclass(frozen=True)
 class ClassCount:
     """How often a class is a target."""
 
@@ -76,6 +85,8 @@ class Dataset:
     create_time: datetime
     report: Report | None = None
     failure: Failure | None = None
+    owner: str = ""
+    """Whose token uploaded it; empty where the server asks for none."""
 
     @property
     def dataset_id(self) -> str:
@@ -85,6 +96,13 @@ class Dataset:
 def header_from_dict(values: dict[str, Any]) -> Header:
     """The header whose `asdict` was written."""
     return Header(**{**values, "format": Format(values["format"])})
+
+
+def announcement_from_dict(values: dict[str, Any]) -> Announcement:
+    """The announcement whose `asdict` was written; older servers wrote the header alone."""
+    if "header" not in values:
+        return Announcement(header_from_dict(values))
+    return Announcement(header_from_dict(values["header"]), values["owner"])
 
 
 def report_from_dict(values: dict[str, Any]) -> Report:
@@ -107,4 +125,5 @@ def dataset_from_dict(values: dict[str, Any]) -> Dataset:
         create_time=datetime.fromtimestamp(values["create_time"], UTC),
         report=report_from_dict(values["report"]) if values["report"] else None,
         failure=Failure(**values["failure"]) if values["failure"] else None,
+        owner=values.get("owner", ""),
     )

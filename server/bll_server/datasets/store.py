@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,19 +29,22 @@ from bll.data import stored
 from bll.errors import Violation
 from bll_server.datasets import disk
 from bll_server.datasets.archives import NO_ROOM
+from bll_server.datasets.quota import Quota
 from bll_server.datasets.records import (
+    Announcement,
     Dataset,
     Failure,
     Header,
     Report,
     State,
+    announcement_from_dict,
     dataset_from_dict,
     dataset_to_dict,
-    header_from_dict,
 )
 from bll_server.datasets.uploads import Upload
 from bll_server.datasets.validator import Limits, Validator
-from bll_server.errors import DatasetExists, DatasetInUse, InvalidRequest, NotFound, QuotaExceeded, StorageFull
+from bll_server.errors import DatasetExists, DatasetInUse, InvalidRequest, NotFound, PermissionDenied, StorageFull
+from bll_server.metrics import DatasetMetrics
 
 log = logging.getLogger(__name__)
 
@@ -49,23 +52,14 @@ _HEADER, _PART, _RECORD = "upload.json", "upload.part", "dataset.json"
 _COLLECT_EVERY_S = 600.0
 
 
-@dataclass(frozen=True)
-class Quota:
-    """What uploads may take."""
-
-    upload_bytes: int
-    """One file."""
-    total_bytes: int
-    """All that is kept or announced."""
-    abandoned_after_s: float
-    """An upload that got no chunk for so long is given up."""
-
-
 class Datasets:
     """Safe to call from many threads; one process owns a root."""
 
-    def __init__(self, root: Path, quota: Quota, limits: Limits, user: Callable[[str], str]) -> None:
+    def __init__(
+        self, root: Path, quota: Quota, limits: Limits, user: Callable[[str], str], metrics: DatasetMetrics
+    ) -> None:
         """`limits` are those of checking one file; `user` tells the job that still needs a data set, by name, or ""."""
+        self._metrics = metrics
         self._root = root
         self._quota = quota
         self._limits = limits
@@ -121,15 +115,21 @@ class Datasets:
         """What an unfinished upload was announced as, and how many bytes are there. Raises NotFound."""
         with self._changed:
             folder = self._root / dataset_id
-            header = _read_header(folder)
-            if header is None:
+            announced = _read_announcement(folder)
+            if announced is None:
                 raise NotFound(f"nothing is being uploaded as 'datasets/{dataset_id}'")
-            return header, (folder / _PART).stat().st_size
+            return announced.header, (folder / _PART).stat().st_size
+
+    def counts(self) -> dict[str, int]:
+        """Number of uploaded data sets in each state, and of unfinished uploads."""
+        states = [dataset.state for dataset in self.all().values()]
+        unfinished = sum(1 for _ in self._root.glob(f"[!.]*/{_HEADER}"))
+        return {state: states.count(state) for state in State} | {"uploading": unfinished}
 
     # Uploading
 
-    def begin(self, header: Header) -> Upload | Dataset:
-        """An upload that goes on from its committed offset; or the data set, if it has been uploaded already.
+    def begin(self, header: Header, owner: str = "") -> Upload | Dataset:
+        """An upload of `owner` that goes on from its committed offset; or the data set, if it is there already.
 
         Raises DatasetExists, QuotaExceeded, StorageFull.
         """
@@ -142,16 +142,18 @@ class Datasets:
                 raise DatasetExists(
                     f"datasets/{header.dataset_id} has other content: delete it first, or take another id"
                 )
+            if self._owner(header.dataset_id) not in (None, owner):
+                raise DatasetExists(f"datasets/{header.dataset_id} is another's: take another id")
             self._release(header.dataset_id)
-            folder = self._root / header.dataset_id
-            if _read_header(folder) != header:
+            folder, announced = self._root / header.dataset_id, Announcement(header, owner)
+            if _read_announcement(folder) != announced:
                 (folder / _PART).unlink(missing_ok=True)
                 (folder / _HEADER).unlink(missing_ok=True)
-                self._check_room(header)
+                self._quota.check(header.total_bytes, owner, self._used_bytes)
             try:
                 folder.mkdir(exist_ok=True)
-                disk.write(folder / _HEADER, asdict(header))
-                upload = Upload(header, folder / _PART)
+                disk.write(folder / _HEADER, asdict(announced))
+                upload = Upload(announced, folder / _PART)
             except OSError as error:
                 self._give_up(header.dataset_id)
                 raise _full(error) from error
@@ -180,7 +182,7 @@ class Datasets:
             if not sound:
                 self._drop(upload)
                 raise InvalidRequest(Violation("header.sha256", f"must be the content's digest, got {header.sha256!r}"))
-            dataset = Dataset(header, State.VALIDATING, datetime.now(UTC))
+            dataset = Dataset(header, State.VALIDATING, datetime.now(UTC), owner=upload.owner)
             try:
                 self._record(dataset)
             except OSError as error:
@@ -197,13 +199,19 @@ class Datasets:
             if self._uploads.get(upload.header.dataset_id) is upload:
                 self._release(upload.header.dataset_id)
 
-    def delete(self, dataset_id: str) -> None:
-        """Remove a data set, or an unfinished upload. Raises NotFound, DatasetInUse."""
+    def delete(self, dataset_id: str, owner: str | None = None) -> None:
+        """Remove a data set, or an unfinished upload, of `owner`, or whosever it is.
+
+        Raises NotFound, PermissionDenied, DatasetInUse.
+        """
         if dataset_id in BUILT_IN_DATA:
             raise DatasetInUse(f"datasets/{dataset_id} is built in and stays")
         with self._changed:
-            if dataset_id not in self._datasets and _read_header(self._root / dataset_id) is None:
+            whose = self._owner(dataset_id)
+            if whose is None:
                 raise NotFound(f"no data set is named 'datasets/{dataset_id}'")
+            if owner is not None and owner != whose:
+                raise PermissionDenied(f"datasets/{dataset_id} is another's: its owner and admins may delete it")
             if user := self._user(f"{stored.PREFIX}{dataset_id}"):
                 raise DatasetInUse(f"datasets/{dataset_id} is what {user} learns from, which is not over")
             self._release(dataset_id)
@@ -223,7 +231,7 @@ class Datasets:
                 if dataset.state is State.VALIDATING:
                     (folder / _HEADER).unlink(missing_ok=True)
                     shutil.rmtree(folder / stored.CONTENT, ignore_errors=True)
-            elif _read_header(folder) is None:
+            elif _read_announcement(folder) is None:
                 self._remove(folder)
         self._collect_abandoned()
 
@@ -233,31 +241,28 @@ class Datasets:
             newest = max((path.stat().st_mtime for path in (header, part) if path.exists()), default=0.0)
             if header.parent.name not in self._uploads and newest < time.time() - self._quota.abandoned_after_s:
                 log.info("the upload of datasets/%s is given up", header.parent.name)
+                self._metrics.abandoned.inc()
                 self._give_up(header.parent.name)
 
-    def _check_room(self, header: Header) -> None:
-        quota = self._quota
-        if header.total_bytes > quota.upload_bytes:
-            rule = f"must be at most {quota.upload_bytes} bytes on this server, got {header.total_bytes}"
-            raise QuotaExceeded(f"header.total_bytes: {rule}")
-        if (left_bytes := quota.total_bytes - self._used_bytes()) < header.total_bytes:
-            raise QuotaExceeded(
-                f"all data sets together must be at most {quota.total_bytes} bytes, "
-                f"of which {max(0, left_bytes)} are left for the {header.total_bytes} of this upload"
-            )
+    def _owner(self, dataset_id: str) -> str | None:
+        """Whose the data set or the upload is; None if there is neither."""
+        found = self._datasets.get(dataset_id) or _read_announcement(self._root / dataset_id)
+        return found.owner if found else None
 
-    def _used_bytes(self) -> int:
-        """What is stored, once for each file however many data sets share it, and what has been announced."""
+    def _used_bytes(self, owner: str | None = None) -> int:
+        """What is stored of one owner or of all, once for each file however many data sets share it, and announced."""
         sizes = {}
-        announced = 0
+        announced_bytes = 0
         for folder in self._root.glob("[!.]*"):
-            if header := _read_header(folder):
-                announced += header.total_bytes
+            if owner is not None and self._owner(folder.name) != owner:
+                continue
+            if announced := _read_announcement(folder):
+                announced_bytes += announced.header.total_bytes
             for path in folder.rglob("*"):
-                if not (header and path.name == _PART):
+                if not (announced and path.name == _PART):
                     found = path.stat()
                     sizes[found.st_ino] = found.st_size
-        return announced + sum(sizes.values())
+        return announced_bytes + sum(sizes.values())
 
     def _record(self, dataset: Dataset) -> None:
         disk.write(self._root / dataset.dataset_id / _RECORD, dataset_to_dict(dataset))
@@ -339,11 +344,11 @@ class Datasets:
         with self._changed:
             if not part.exists():
                 return Failure("the file was lost before it was checked: upload it again")
-            room_bytes = self._quota.total_bytes - self._used_bytes() + dataset.header.total_bytes
+            room_bytes = self._quota.left_bytes(dataset.owner, self._used_bytes) + dataset.header.total_bytes
         limits = replace(self._limits, disk_bytes=max(0, min(self._limits.disk_bytes, room_bytes)))
         outcome = self._validator.check(part, dataset.header.format, work, limits)
         if isinstance(outcome, Report) and outcome.stored_bytes > room_bytes:
-            rule = f"unpacks to {outcome.stored_bytes} bytes, of which {room_bytes} are left for all data sets"
+            rule = f"unpacks to {outcome.stored_bytes} bytes, of which {room_bytes} are left for data sets"
             return Failure(rule, no_room=True)
         return outcome
 
@@ -361,6 +366,8 @@ class Datasets:
             else:
                 settled = replace(dataset, state=State.FAILED, failure=outcome)
             log.info("datasets/%s is %s", dataset.dataset_id, settled.state.upper())
+            no_room = settled.failure is not None and settled.failure.no_room
+            self._metrics.checked(ready=settled.failure is None, no_room=no_room)
             (folder / _PART).unlink(missing_ok=True)
             self._datasets[dataset.dataset_id] = settled
             try:
@@ -369,9 +376,9 @@ class Datasets:
                 log.exception("the state of datasets/%s cannot be written", dataset.dataset_id)
 
 
-def _read_header(folder: Path) -> Header | None:
+def _read_announcement(folder: Path) -> Announcement | None:
     try:
-        return header_from_dict(json.loads((folder / _HEADER).read_text()))
+        return announcement_from_dict(json.loads((folder / _HEADER).read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
 

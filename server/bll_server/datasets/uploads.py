@@ -9,16 +9,17 @@ from pathlib import Path
 
 from bll.errors import Violation
 from bll_server.datasets.archives import NO_ROOM
-from bll_server.datasets.records import Header
+from bll_server.datasets.records import Announcement
 from bll_server.errors import InvalidRequest, StorageFull, UploadTakenOver
 
 
 class Upload:
     """One stream's hold on an unfinished file; the last stream to come has it."""
 
-    def __init__(self, header: Header, path: Path) -> None:
+    def __init__(self, announced: Announcement, path: Path) -> None:
         """Open or create the file at `path`. Raises OSError."""
-        self.header = header
+        self.header = announced.header
+        self.owner = announced.owner
         self._path = path
         self._lock = threading.Lock()
         # Not buffered: what a full disk does not take must not come again when the file is closed.

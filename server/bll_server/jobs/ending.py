@@ -16,6 +16,7 @@ from bll_server.jobs.report import Report
 from bll_server.jobs.run import Run, describe
 from bll_server.jobs.states import Request, State
 from bll_server.jobs.store import Store
+from bll_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,15 @@ class Ending:
     """For all runs of a server."""
 
     def __init__(
-        self, store: Store, publish: Callable[[str, Path, str], str], jobs_dir: Path, insist: Insistence
+        self,
+        store: Store,
+        publish: Callable[[str, Path, str], str],
+        metrics: Metrics,
+        jobs_dir: Path,
+        insist: Insistence,
     ) -> None:
         self._store = store
+        self._metrics = metrics.jobs
         self._publish = publish
         self._jobs_dir = jobs_dir
         self._insist = insist
@@ -43,6 +50,7 @@ class Ending:
         if now.state is State.CANCELLING:
             self._settle(job.job_id, run, State.CANCELLED, CANCELLED)
         elif report.exported and status == 0:
+            self._metrics.exported(report.seconds)
             try:
                 version = self._insist(self._publish, job.model_id, folder / "staging", f"jobs/{job.job_id}")
             except (ExportError, OSError) as error:

@@ -1,18 +1,17 @@
-"""Writes down what a run tells: in the job's events, in the metrics and in the log."""
+"""Writes down what a run tells: in the job's events and in the log."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 
-from bll.events import Alarm, BlockContinued, BlockProgress, BlockWaiting, CheckpointDamaged, Evaluation, RolledBack
+from bll.events import Alarm, BlockContinued, BlockProgress, BlockWaiting, CheckpointDamaged, RolledBack
 from bll_server.errors import IllegalState
 from bll_server.jobs.insistence import Insistence
 from bll_server.jobs.records import RunEvent
 from bll_server.jobs.report import Report
 from bll_server.jobs.states import State
 from bll_server.jobs.store import Store
-from bll_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +19,9 @@ log = logging.getLogger(__name__)
 class Recorder:
     """For all runs of a server."""
 
-    def __init__(self, store: Store, metrics: Metrics, insist: Insistence) -> None:
+    def __init__(self, store: Store, insist: Insistence) -> None:
         self._store = store
         self._insist = insist
-        self._metrics = metrics
 
     def record(self, job_id: str, report: Report, line: str, run_s: float) -> None:
         """Take in one line of a run of which `report` knows the rest, after `run_s` seconds of the job's running time.
@@ -39,30 +37,19 @@ class Recorder:
             return
         progress = report.progress() if isinstance(event, BlockProgress) else None
         self._insist(self._store.append, job_id, event, progress, run_s)
-        self._tell(job_id, event)
-        if progress:
-            self._metrics.job_progressed(job_id, progress.step, progress.samples_per_s)
+        _warn(event)
 
-    def forget(self, job_id: str) -> None:
-        """The run is over: the metrics show it no longer."""
-        self._metrics.job_ended(job_id)
 
-    def _tell(self, job_id: str, event: RunEvent) -> None:
-        if isinstance(event, BlockProgress):
-            self._metrics.block_progressed(job_id, event)
-        elif isinstance(event, Evaluation):
-            self._metrics.evaluated(job_id, event)
-        elif isinstance(event, Alarm):
-            self._metrics.alarm_raised(event)
-            log.warning("alarm %s: %s", event.signature, event.cause)
-        elif isinstance(event, BlockWaiting):
-            verb = "waited" if event.ended else "has waited"
-            log.warning("block %d %s %.0f s for block %d", event.block, verb, event.wait_s, event.neighbour)
-        elif isinstance(event, RolledBack):
-            self._metrics.run_rolled_back()
-            log.warning("block %d: %s; going on from step %d", event.block, event.cause, event.step)
-        elif isinstance(event, BlockContinued):
-            self._metrics.block_continued()
-            log.warning("block %d: %s; going on with the weights of step %d", event.block, event.cause, event.from_step)
-        elif isinstance(event, CheckpointDamaged):
-            log.warning("a damaged checkpoint, going on from step %d: %s", event.fallback_step, event.cause)
+def _warn(event: RunEvent) -> None:
+    """Log what an operator should see."""
+    if isinstance(event, Alarm):
+        log.warning("alarm %s: %s", event.signature, event.cause)
+    elif isinstance(event, BlockWaiting):
+        verb = "waited" if event.ended else "has waited"
+        log.warning("block %d %s %.0f s for block %d", event.block, verb, event.wait_s, event.neighbour)
+    elif isinstance(event, RolledBack):
+        log.warning("block %d: %s; going on from step %d", event.block, event.cause, event.step)
+    elif isinstance(event, BlockContinued):
+        log.warning("block %d: %s; going on with the weights of step %d", event.block, event.cause, event.from_step)
+    elif isinstance(event, CheckpointDamaged):
+        log.warning("a damaged checkpoint, going on from step %d: %s", event.fallback_step, event.cause)

@@ -83,7 +83,16 @@ class Progress:
     step: int
     epoch: int
     samples_per_s: float
+    """Of the whole job: evaluations and checkpoints take their time from it."""
     remaining_s: float | None
+    """Estimated time to the last step."""
+    steps_per_s: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """As metrics name them."""
+        remaining = {} if self.remaining_s is None else {"remaining_seconds": self.remaining_s}
+        rates = {"samples_per_second": self.samples_per_s, "steps_per_second": self.steps_per_s}
+        return {"steps": self.step} | rates | remaining
 
 
 @dataclass(frozen=True)

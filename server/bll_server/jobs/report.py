@@ -6,6 +6,7 @@ import json
 
 from bll.events import BlockProgress, RegressionEvaluation, RolledBack, RunEnded, from_json
 from bll.plan import Plan
+from bll_server.jobs.pace import Pace
 from bll_server.jobs.records import Failure, Progress, RunEvent
 
 
@@ -15,10 +16,13 @@ class Report:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._blocks: dict[int, BlockProgress] = {}
+        self._pace = Pace(plan.steps_per_epoch)
         self.started = False
         """The runner is ready to train."""
         self.exported = False
         """The model lies in the job's staging folder."""
+        self.seconds: dict[str, float] = {}
+        """Times that parts of it took, once exported."""
         self.failure: Failure | None = None
 
     def hear(self, line: str) -> RunEvent | None:
@@ -29,6 +33,7 @@ class Report:
                 self.started = True
             case "Exported":
                 self.exported = True
+                self.seconds = {name: float(value) for name, value in values.items() if name != "event"}
             case "Failed":
                 self.failure = Failure(values["kind"], values["message"], values["block"])
             case _:
@@ -44,7 +49,10 @@ class Report:
         """Steps that every block has done, and the time to the last one; None before every block has reported."""
         if len(self._blocks) < self._plan.num_blocks:
             return None
+        rows = self._plan.config.batch_size
         slowest = min(self._blocks.values(), key=lambda block: block.step)
-        rate = min(block.samples_per_s for block in self._blocks.values())
-        left = (self._plan.total_steps - slowest.step) * self._plan.config.batch_size
-        return Progress(slowest.step, slowest.epoch, rate, left / rate if rate > 0 else None)
+        self._pace.reached(slowest.step)
+        # At first what the blocks say of themselves must do.
+        rate = self._pace.steps_per_s() or min(block.samples_per_s for block in self._blocks.values()) / rows
+        left = self._plan.total_steps - slowest.step
+        return Progress(slowest.step, slowest.epoch, rate * rows, left / rate if rate > 0 else None, rate)

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -69,13 +70,14 @@ def run(job_dir: Path, datasets: Path, tell: Callable[[str], None], control: _Co
     if not finished:
         return
     model = training.model()
+    seconds = {"calibration": _seconds(lambda: model.calibration)}
     if describe(plan.config.data, plan.config.seed, datasets).test_rows:
         tell(to_json(model.evaluate("test")))
     staging = job_dir / "staging"
     shutil.rmtree(staging, ignore_errors=True)  # of an attempt that did not come to its end
     staging.mkdir()
-    export(model, staging)
-    tell(json.dumps({"event": "Exported"}))
+    seconds["export"] = _seconds(lambda: export(model, staging))
+    tell(json.dumps({"event": "Exported"} | seconds))
 
 
 def main(job_dir: Path, datasets: Path) -> int:
@@ -98,6 +100,13 @@ def main(job_dir: Path, datasets: Path) -> int:
         tell(json.dumps({"event": "Failed", **_failure(error)}))
         return 1
     return 0
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Time that `work` takes."""
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -67,11 +67,11 @@ class Scheduler:
         self._command = command
         self._runs: dict[str, Run] = {}
         self.followers = Followers(
-            store, self._jobs_dir, max_watchers, is_running=self._runs.__contains__, is_ending=self._is_ending
+            store, self._jobs_dir, max_watchers, metrics, is_running=self._runs.__contains__, is_ending=self._is_ending
         )
         self._insist = Insistence(self._drains_within)
-        self._recorder = Recorder(store, metrics, self._insist)
-        self._ending = Ending(store, publish, self._jobs_dir, self._insist)
+        self._recorder = Recorder(store, self._insist)
+        self._ending = Ending(store, publish, metrics, self._jobs_dir, self._insist)
         self._removal = Removal(store, self._jobs_dir, data_dir / "deleted")
         self._outlook = Outlook(store, capacity)
         self._changed = threading.Condition()
@@ -302,7 +302,6 @@ class Scheduler:
             except (DatabaseUnavailable, ShuttingDown) as error:
                 log.error("how the run ended is left to the next start: %s", error)
             finally:
-                self._recorder.forget(job.job_id)
                 with self._changed:
                     del self._runs[job.job_id]
                     self._notify()

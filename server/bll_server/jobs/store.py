@@ -24,6 +24,7 @@ from bll.events import CheckpointDamaged, CheckpointSaved, Evaluation
 from bll.plan import Plan
 from bll_server.errors import DatabaseUnavailable, IllegalState, JobExists, StaleEtag
 from bll_server.jobs import rows, submission
+from bll_server.jobs.counting import Counting
 from bll_server.jobs.database import Database, SqliteFile
 from bll_server.jobs.history import History, take
 from bll_server.jobs.listing import Listing
@@ -46,20 +47,27 @@ from bll_server.jobs.records import (
 from bll_server.jobs.schema import events, jobs, labels, standing, starts
 from bll_server.jobs.states import ACTIVE, FINAL, TRANSITIONS, State
 from bll_server.jobs.submission import Submission
+from bll_server.metrics import Metrics
 
 EVERYTHING = Listing()
+
+_DELETED = sys.maxsize
+"""As the number of a job's newest event."""
 
 
 class Store:
     """The jobs of one data directory. Safe to call from many threads of one process."""
 
-    def __init__(self, where: Path | sa.URL, overtaken: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, where: Path | sa.URL, overtaken: Callable[[], None] = lambda: None, metrics: Metrics | None = None
+    ) -> None:
         """Open or create the SQLite file or the PostgreSQL database `where`, or bring it up to date.
 
-        `overtaken` is called once another server has taken the database over. Raises CannotOpen, StorageFull,
-        DatabaseUnavailable.
+        `overtaken` is called once another server has taken the database over; `metrics` are told of what has been
+        committed. Raises CannotOpen, StorageFull, DatabaseUnavailable.
         """
         self._database: Database = SqliteFile(where) if isinstance(where, Path) else Postgres(where, overtaken)
+        self._counting = Counting((metrics or Metrics()).jobs)
         self._appended = threading.Condition()
         self._newest: dict[str, int] = {}
         """Number of the newest event of each job that got one since the start; guarded by `_appended`."""
@@ -119,6 +127,7 @@ class Store:
             )
             _label(connection, chosen, metadata.labels)
             self._append(connection, chosen, StateChange(State.QUEUED))
+            self._counting.entered(chosen, State.QUEUED, None)
             return rows.job(connection, chosen)
 
     def transition(
@@ -158,6 +167,7 @@ class Store:
                 values["queue_time"] = _now()
             connection.execute(jobs.update().where(jobs.c.job_id == job_id).values(**values))
             self._append(connection, job_id, StateChange(state, reason))
+            self._counting.entered(job_id, state, job.state)
             return rows.job(connection, job_id)
 
     def update(self, job_id: str, changes: Mapping[str, Any], etag: str = "") -> Job:
@@ -184,7 +194,8 @@ class Store:
                 connection.execute(table.delete().where(table.c.job_id == job_id))
             _label(connection, job_id, {})
             connection.execute(jobs.delete().where(jobs.c.job_id == job_id))
-            self._numbers[job_id] = sys.maxsize  # whoever waits for the next event looks, and finds no job
+            self._numbers[job_id] = _DELETED  # whoever waits for the next event looks, and finds no job
+            self._counting.deleted(job_id)
 
     def append(
         self, job_id: str, event: RunEvent, progress: Progress | None = None, run_s: float | None = None
@@ -214,6 +225,7 @@ class Store:
                     if values:
                         connection.execute(jobs.update().where(jobs.c.job_id == job_id).values(**values))
                     number = self._append(connection, job_id, event)
+                self._counting.told(job_id, event, progress)
         except DatabaseUnavailable:
             self._doubtful[job_id] = number
             raise
@@ -273,10 +285,12 @@ class Store:
 
     def last_event(self, job_id: str) -> int:
         """Number of the job's newest event. Raises NotFound."""
-        with self._database.read() as connection:
-            query = sa.select(jobs.c.last_event).where(jobs.c.job_id == job_id)
-            number: int | None = connection.execute(query).scalar()
+        with self._appended:
+            number = self._newest.get(job_id)
         if number is None:
+            with self._database.read() as connection:
+                number = connection.execute(sa.select(jobs.c.last_event).where(jobs.c.job_id == job_id)).scalar()
+        if number is None or number == _DELETED:
             raise rows.not_found(job_id)
         return number
 
@@ -329,7 +343,7 @@ class Store:
     def _write(self) -> Iterator[sa.Connection]:
         """See `Database.write`; those who wait for events hear of the new ones."""
         numbers: dict[str, int] = {}
-        with self._database.write() as connection:
+        with self._counting.transaction(), self._database.write() as connection:
             self._numbers = numbers
             yield connection
         with self._appended:

@@ -66,9 +66,9 @@ class _Lane:
     def __init__(self, queue: Queue, metrics: Metrics, session: ModelSession) -> None:
         labels = (session.version.model, str(session.version.number))
         self.queue = queue
-        self.queue_seconds = metrics.inference_queue_seconds.labels(*labels)
-        self.refused = metrics.inference_unanswered.labels(*labels, "refused")
-        self.dropped = metrics.inference_unanswered.labels(*labels, "dropped")
+        self.queue_seconds = metrics.inference.queue_seconds.labels(*labels)
+        self.refused = metrics.inference.unanswered.labels(*labels, "refused")
+        self.dropped = metrics.inference.unanswered.labels(*labels, "dropped")
 
 
 class Batcher:

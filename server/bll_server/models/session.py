@@ -52,9 +52,9 @@ class ModelSession:
         self._run(np.zeros((1, *self._row_shape), self._dtype))
         self._metrics = metrics
         self._labels = (version.model, str(version.number))
-        self.request_seconds = metrics.inference_request_seconds.labels(*self._labels)
-        self._compute_seconds = metrics.inference_compute_seconds.labels(*self._labels)
-        self._batch_rows = metrics.inference_batch_rows.labels(*self._labels)
+        self.request_seconds = metrics.inference.request_seconds.labels(*self._labels)
+        self._compute_seconds = metrics.inference.compute_seconds.labels(*self._labels)
+        self._batch_rows = metrics.inference.batch_rows.labels(*self._labels)
 
     def infer(self, rows: Array) -> dict[str, Array]:
         """Every output of the graph for `rows`, which have passed `check`.
@@ -68,8 +68,8 @@ class ModelSession:
             raise InvalidRequest(Violation("input", f"must not overflow the network, got values up to {largest:g}"))
         self._compute_seconds.observe(time.perf_counter() - started)
         self._batch_rows.observe(len(rows))
-        self._metrics.inference_entropy.observe(self._labels, outputs["entropy"])
-        self._metrics.inference_variance.observe(self._labels, outputs["posterior_variance"])
+        self._metrics.inference.entropy.observe(self._labels, outputs["entropy"])
+        self._metrics.inference.variance.observe(self._labels, outputs["posterior_variance"])
         return outputs
 
     def _run(self, rows: Array) -> dict[str, Array]:

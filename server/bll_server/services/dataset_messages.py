@@ -59,6 +59,7 @@ def dataset_message(dataset: Dataset, *, classes: bool = True) -> datasets_pb2.D
         format=format_number(dataset.header.format),
         upload_bytes=dataset.header.total_bytes,
         sha256=dataset.header.sha256,
+        owner=dataset.owner,
     )
     message.create_time.FromDatetime(dataset.create_time.replace(tzinfo=None))  # it takes a naive time for UTC
     if dataset.report:

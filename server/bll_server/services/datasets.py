@@ -11,10 +11,12 @@ from bll.choices import BUILT_IN_DATA
 from bll.data.stored import ID
 from bll.errors import Violation
 from bll_proto.v1 import datasets_pb2, datasets_pb2_grpc
+from bll_server.auth.caller import caller
 from bll_server.datasets.records import Dataset
 from bll_server.datasets.store import Datasets
 from bll_server.datasets.uploads import Upload
 from bll_server.errors import InvalidRequest
+from bll_server.metrics import DatasetMetrics
 from bll_server.services.dataset_messages import built_in_message, dataset_message, format_number, header_from_message
 from bll_server.silence import heard
 
@@ -29,8 +31,9 @@ _UPLOAD_NAME = re.compile(rf"datasets/({ID.pattern})/upload")
 class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
     """See `datasets.proto`."""
 
-    def __init__(self, datasets: Datasets) -> None:
+    def __init__(self, datasets: Datasets, metrics: DatasetMetrics) -> None:
         self._datasets = datasets
+        self._metrics = metrics
 
     def UploadDataset(
         self, request_iterator: Iterator[datasets_pb2.UploadDatasetRequest], context: grpc.ServicerContext
@@ -39,7 +42,7 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         first = next(requests, datasets_pb2.UploadDatasetRequest())
         if first.WhichOneof("part") != "header":
             raise InvalidRequest(Violation("header", "must be the first message of an upload"))
-        begun = self._datasets.begin(header_from_message(first.header))
+        begun = self._datasets.begin(header_from_message(first.header), caller().owner)
         dataset = begun if isinstance(begun, Dataset) else self._receive(begun, requests)
         return datasets_pb2.UploadDatasetResponse(dataset=dataset_message(dataset))
 
@@ -89,16 +92,18 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
     def DeleteDataset(
         self, request: datasets_pb2.DeleteDatasetRequest, context: grpc.ServicerContext
     ) -> datasets_pb2.DeleteDatasetResponse:
-        self._datasets.delete(_parsed(_NAME, request.name, "datasets/{dataset_id}"))
+        self._datasets.delete(_parsed(_NAME, request.name, "datasets/{dataset_id}"), caller().sees_only)
         return datasets_pb2.DeleteDatasetResponse()
 
     def _receive(self, upload: Upload, requests: Iterator[datasets_pb2.UploadDatasetRequest]) -> Dataset:
         try:
-            for request in requests:
-                if request.WhichOneof("part") != "chunk":
-                    raise InvalidRequest(Violation("chunk", "must be each message after the first"))
-                self._datasets.append(upload, request.chunk.offset, request.chunk.data)
-            return self._datasets.finish(upload)
+            with self._metrics.upload():
+                for request in requests:
+                    if request.WhichOneof("part") != "chunk":
+                        raise InvalidRequest(Violation("chunk", "must be each message after the first"))
+                    self._datasets.append(upload, request.chunk.offset, request.chunk.data)
+                    self._metrics.upload_bytes.inc(len(request.chunk.data))
+                return self._datasets.finish(upload)
         finally:
             self._datasets.release(upload)
 

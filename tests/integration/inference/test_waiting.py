@@ -57,7 +57,7 @@ def request(rows: int, **more: Any) -> PredictRequest:
 
 def waiting(served: Any, count: int) -> None:
     """Wait until `count` calls of `Predict` are in the server."""
-    labels = {"grpc_type": "unary_unary", "grpc_service": "bll.v1.InferenceService", "grpc_method": "Predict"}
+    labels = {"grpc_type": "unary", "grpc_service": "bll.v1.InferenceService", "grpc_method": "Predict"}
     poll = threading.Event()
     for _ in range(2000):
         begun = served.metrics.registry.get_sample_value("grpc_server_started_total", labels) or 0
