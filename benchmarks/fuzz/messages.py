@@ -32,6 +32,7 @@ from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.store import Store
 from bll_server.services import datasets, oip, training
 from bll_server.services.dataset_messages import header_from_message
+from bll_server.services.names import is_uuid
 from bll_server.status import status_of
 
 _METHOD = "/bll.v1.TrainingService/GetJob"
@@ -108,7 +109,7 @@ def _names(data: bytes) -> bool:
     if found is None:
         return False
     (text,) = found
-    accepted = training._is_uuid(text)
+    accepted = is_uuid(text)
     for parse in (
         lambda: training._job_id(text),
         lambda: datasets._parsed(datasets._NAME, text, "datasets/{dataset_id}"),
@@ -168,7 +169,7 @@ def _gate() -> tuple[Gate, str]:
     """A gate, and a token that opens it."""
     tokens = Tokens(_folder())
     _, text = tokens.create("ann", Role.VIEWER, None)
-    return Gate(tokens, lambda job_id: "ann", always=True), text
+    return Gate(tokens, {"jobs": lambda job_id: "ann"}, always=True), text
 
 
 def _authorization(data: bytes) -> bool:

@@ -30,6 +30,16 @@ from bll_client._errors import (
     Unavailable,
 )
 from bll_client._spec import parse_spec
+from bll_client._study_types import (
+    ParameterRange,
+    ParameterScale,
+    Study,
+    StudyMetric,
+    StudyParameter,
+    StudyState,
+    Trial,
+    TrialCounts,
+)
 from bll_client._types import (
     Alarm,
     AlarmSignature,
@@ -121,6 +131,8 @@ __all__ = [
     "Model",
     "ModelVersion",
     "NotFound",
+    "ParameterRange",
+    "ParameterScale",
     "PermissionDenied",
     "PlacedWorker",
     "PlaintextToken",
@@ -129,7 +141,13 @@ __all__ = [
     "RolledBack",
     "Scores",
     "StateChange",
+    "Study",
+    "StudyMetric",
+    "StudyParameter",
+    "StudyState",
     "TensorSpec",
+    "Trial",
+    "TrialCounts",
     "Unauthenticated",
     "Unavailable",
     "parse_spec",

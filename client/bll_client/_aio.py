@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, cast
+from typing import Any, TypeVar, Unpack, cast
 
 import grpc
 
 from bll_client import _calls
-from bll_client._calls import Call, Page, Stubs
-from bll_client._channel import (
-    DEFAULT_DOWNLOAD_TIMEOUT,
-    DEFAULT_RECONNECT,
-    DEFAULT_TARGET,
-    DEFAULT_TIMEOUT,
-    DEFAULT_UPLOAD_TIMEOUT,
-    TLS,
-    metadata,
-    open_aio_channel,
-)
+from bll_client._channel import DEFAULT_DOWNLOAD_TIMEOUT, DEFAULT_UPLOAD_TIMEOUT
 from bll_client._download import Download
 from bll_client._errors import call_error
+from bll_client._study_client import AsyncStudyClient
 from bll_client._types import (
     Array,
     BlockStatus,
@@ -51,41 +41,11 @@ from bll_proto.v1.training_pb2 import JobSpec
 Result = TypeVar("Result")
 
 
-class AsyncClient:
+class AsyncClient(AsyncStudyClient):
     """Talks to one bll server from one event loop. Close it, or use it in an `async with` statement.
 
     See `Client`, of which this is the twin.
     """
-
-    def __init__(
-        self,
-        target: str = DEFAULT_TARGET,
-        *,
-        tls: TLS | None = None,
-        token: str | None = None,
-        insecure: bool = False,
-        timeout: timedelta = DEFAULT_TIMEOUT,
-        reconnect: timedelta = DEFAULT_RECONNECT,
-    ) -> None:
-        """As `Client`; to be made inside the event loop."""
-        carried = metadata(target, tls, token, insecure)
-        self._channel = open_aio_channel(target, tls)
-        # The stubs' calls are typed as blocking ones; over this channel they return awaitables.
-        self._stubs: Any = Stubs(self._channel, carried)
-        self._timeout_s = timeout.total_seconds()
-        self._reconnect = reconnect
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """End all calls and close the connection."""
-        await self._channel.close()
 
     async def create_job(
         self,
@@ -265,21 +225,6 @@ class AsyncClient:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 return None
             raise
-
-    async def _send(self, call: Call[Any, Any, Result]) -> Result:
-        try:
-            response = await call.method(self._stubs)(call.request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise call_error(error) from error
-        return call.read(response)
-
-    async def _pages(self, call: Callable[[str], Call[Any, Any, Page[Result]]]) -> AsyncIterator[Result]:
-        token, first = "", True
-        while first or token:
-            page = await self._send(call(token))
-            for item in page.items:
-                yield item
-            token, first = page.next_token, False
 
 
 async def _in_threads(items: Iterator[Result]) -> AsyncIterator[Result]:

@@ -23,6 +23,7 @@ from bll_proto.v1 import datasets_pb2, inference_pb2, models_pb2, training_pb2
 from bll_proto.v1.datasets_pb2_grpc import DatasetServiceStub
 from bll_proto.v1.inference_pb2_grpc import InferenceServiceStub
 from bll_proto.v1.models_pb2_grpc import ModelServiceStub
+from bll_proto.v1.studies_pb2_grpc import StudyServiceStub
 from bll_proto.v1.training_pb2_grpc import TrainingServiceStub
 
 Request = TypeVar("Request")
@@ -55,6 +56,7 @@ class Stubs:
         self.models = ModelServiceStub(channel)
         self.inference = InferenceServiceStub(channel)
         self.datasets = DatasetServiceStub(channel)
+        self.studies = StudyServiceStub(channel)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def create_job(
     """Raises InvalidSpec."""
     request = training_pb2.CreateJobRequest(
         job=training_pb2.Job(
-            spec=spec if isinstance(spec, training_pb2.JobSpec) else parse_spec(spec), **_given(metadata)
+            spec=spec if isinstance(spec, training_pb2.JobSpec) else parse_spec(spec), **given(metadata)
         ),
         job_id=job_id or "",
         request_id=request_id or str(uuid4()),
@@ -141,9 +143,9 @@ def retry_job(name: str) -> Call[training_pb2.RetryJobRequest, training_pb2.Retr
 def update_job(
     name: str, metadata: Mapping[str, Any], etag: str
 ) -> Call[training_pb2.UpdateJobRequest, training_pb2.UpdateJobResponse, Job]:
-    given = _given(metadata)
+    changes = given(metadata)
     request = training_pb2.UpdateJobRequest(
-        job=training_pb2.Job(name=job_name(name), etag=etag, **given), update_mask=FieldMask(paths=list(given))
+        job=training_pb2.Job(name=job_name(name), etag=etag, **changes), update_mask=FieldMask(paths=list(changes))
     )
     return Call(lambda stubs: stubs.training.UpdateJob, request, lambda response: read(Job, response.job))
 
@@ -171,7 +173,7 @@ def get_job_metrics(
     return Call(lambda stubs: stubs.training.GetJobMetrics, request, lambda response: read(JobMetrics, response))
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is not None, as a message takes it."""
     return {name: _sent(value) for name, value in values.items() if value is not None}
 

@@ -21,6 +21,10 @@ DEFAULT_RECONNECT = timedelta(seconds=60)
 DEFAULT_DOWNLOAD_TIMEOUT = timedelta(minutes=30)
 DEFAULT_UPLOAD_TIMEOUT = timedelta(hours=4)
 """Deadline of one upload, its broken streams and the check of the data set included."""
+DEFAULT_STUDY_TIMEOUT = timedelta(minutes=10)
+"""Deadline of the call that creates a study: the server plans every trial before it answers."""
+DEFAULT_STUDY_INTERVAL = timedelta(seconds=1)
+"""Between two looks at a study that is watched."""
 WATCH_TIMEOUT = timedelta(minutes=10)
 """Deadline of one watch stream; a watcher then goes on with the next, so that no stream outlives a dead peer."""
 

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Unpack
 
 import grpc
 
 from bll_client import _calls
-from bll_client._calls import Call, Page, Stubs
-from bll_client._channel import (
-    DEFAULT_DOWNLOAD_TIMEOUT,
-    DEFAULT_RECONNECT,
-    DEFAULT_TARGET,
-    DEFAULT_TIMEOUT,
-    DEFAULT_UPLOAD_TIMEOUT,
-    TLS,
-    metadata,
-    open_channel,
-)
+from bll_client._channel import DEFAULT_DOWNLOAD_TIMEOUT, DEFAULT_UPLOAD_TIMEOUT
 from bll_client._download import Download
 from bll_client._errors import call_error
+from bll_client._study_client import StudyClient
 from bll_client._types import (
     Array,
     BlockStatus,
@@ -47,50 +37,13 @@ from bll_proto.v1.datasets_pb2 import Upload
 from bll_proto.v1.models_pb2 import DownloadModelRequest
 from bll_proto.v1.training_pb2 import JobSpec
 
-Result = TypeVar("Result")
 
-
-class Client:
+class Client(StudyClient):
     """Talks to one bll server. Safe to share among threads; close it, or use it in a `with` statement.
 
     Calls that find the server unavailable are tried again a few times, which is safe for every one of them.
     Every method raises a CallError when the server refuses or does not answer in time.
     """
-
-    def __init__(
-        self,
-        target: str = DEFAULT_TARGET,
-        *,
-        tls: TLS | None = None,
-        token: str | None = None,
-        insecure: bool = False,
-        timeout: timedelta = DEFAULT_TIMEOUT,
-        reconnect: timedelta = DEFAULT_RECONNECT,
-    ) -> None:
-        """Connects when the first call is made, in plain text unless `tls` says how to encrypt.
-
-        `target` is `host:port`, `timeout` the deadline of every call that has one answer (its retries included), and
-        `reconnect` how long a watcher tries to get back to a server that has gone. The `token` goes with every call;
-        without `tls` it is sent to this machine alone, unless `insecure` accepts that others may read it.
-        Raises PlaintextToken.
-        """
-        carried = metadata(target, tls, token, insecure)
-        self._channel = open_channel(target, tls)
-        self._stubs = Stubs(self._channel, carried)
-        self._timeout_s = timeout.total_seconds()
-        self._reconnect = reconnect
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End all calls and close the connection."""
-        self._channel.close()
 
     def create_job(
         self,
@@ -331,17 +284,3 @@ class Client:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 return None
             raise
-
-    def _send(self, call: Call[Any, Any, Result]) -> Result:
-        try:
-            response = call.method(self._stubs)(call.request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise call_error(error) from error
-        return call.read(response)
-
-    def _pages(self, call: Callable[[str], Call[Any, Any, Page[Result]]]) -> Iterator[Result]:
-        page = self._send(call(""))
-        yield from page.items
-        while page.next_token:
-            page = self._send(call(page.next_token))
-            yield from page.items

@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct, Value
 from google.rpc import code_pb2
 
 from bll_client._spec import enum_name, spec_values
@@ -18,10 +19,30 @@ from bll_proto import tensors
 
 T = TypeVar("T")
 
+
+def plain_value(value: Value) -> Any:
+    """What `value` holds, in JSON's types; a number that is whole as an int."""
+    kind = value.WhichOneof("kind")
+    if kind == "list_value":
+        return [plain_value(entry) for entry in value.list_value.values]
+    if kind == "struct_value":
+        return _plain_struct(value.struct_value)
+    if kind == "number_value":
+        number = value.number_value
+        return int(number) if number.is_integer() else number
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+def _plain_struct(struct: Struct) -> dict[str, Any]:
+    return {name: plain_value(value) for name, value in struct.fields.items()}
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "google.protobuf.Timestamp": lambda message: message.ToDatetime(UTC),
     "google.protobuf.Duration": lambda message: message.ToTimedelta(),
     "google.rpc.Status": lambda message: JobFailure(code_pb2.Code.Name(message.code), message.message),
+    "google.protobuf.Struct": _plain_struct,
+    "google.protobuf.Value": plain_value,
     "bll.v1.Tensor": tensors.to_array,
     "bll.v1.JobSpec": spec_values,
 }
@@ -47,9 +68,11 @@ def _field(message: Message, name: str, hint: Any) -> Any:
         assert hint is timedelta, f"{message.DESCRIPTOR.full_name} has no field {name}"
         return timedelta(seconds=getattr(message, f"{name}_s"))
     value = getattr(message, name)
+    field = message.DESCRIPTOR.fields_by_name[name]
     if get_origin(hint) is Mapping:
-        return dict(value) if isinstance(value, Mapping) else _value(message, name, hint, value)
-    if message.DESCRIPTOR.fields_by_name[name].is_repeated:
+        known = field.message_type is not None and field.message_type.full_name in _READERS
+        return _value(message, name, hint, value) if known else dict(value)
+    if field.is_repeated:
         return tuple(_value(message, name, get_args(hint)[0], item) for item in value)
     if NoneType in get_args(hint) and not message.HasField(name):
         return None

@@ -33,7 +33,7 @@ def parse_spec(values: Mapping[str, Any]) -> JobSpec:
     """
     spec = JobSpec()
     violations: list[FieldViolation] = []
-    _fill(spec, values, "", violations)
+    fill(spec, values, "", violations)
     if violations:
         raise InvalidSpec(violations)
     return spec
@@ -57,7 +57,8 @@ def enum_name(enum: Any, number: int) -> str:
     return short_name(enum.values_by_number.get(number, enum.values[0]))
 
 
-def _fill(message: Message, values: object, path: str, violations: list[FieldViolation]) -> None:
+def fill(message: Message, values: object, path: str, violations: list[FieldViolation]) -> None:
+    """Set the fields of `message` that `values` describe, and note those at fault under `path` and their names."""
     if not isinstance(values, Mapping):
         where = path.removesuffix(".") or "spec"
         violations.append(FieldViolation(where, f"must hold named fields, got {values!r}"))
@@ -72,7 +73,7 @@ def _fill(message: Message, values: object, path: str, violations: list[FieldVio
         elif fields[name].message_type is not None:
             nested = getattr(message, name)
             nested.SetInParent()
-            _fill(nested, value, f"{where}.", violations)
+            fill(nested, value, f"{where}.", violations)
         else:
             _set(message, name, value, where, violations)
 

@@ -497,6 +497,10 @@ class Job:
     """Running time of all its runs so far; None before the first."""
     expire_time: datetime | None
     """When the server deletes it; None where it does not, and while it is not over."""
+    study: str
+    """`studies/{id}`, of which it is a trial; empty for a job of its own."""
+    parameters: Mapping[str, Any]
+    """A trial's value of each parameter's field."""
 
 
 class DatasetState(StrEnum):

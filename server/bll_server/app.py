@@ -26,6 +26,8 @@ from bll_proto.v1 import (
     inference_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    studies_pb2,
+    studies_pb2_grpc,
     training_pb2,
     training_pb2_grpc,
 )
@@ -53,8 +55,10 @@ from bll_server.services.health import Health, add_reflection
 from bll_server.services.inference import InferenceServicer
 from bll_server.services.models import ModelServicer
 from bll_server.services.oip import add_oip
+from bll_server.services.studies import StudyServicer
 from bll_server.services.training import TrainingServicer
 from bll_server.settings import Settings
+from bll_server.studies.store import Studies
 from bll_server.threads import BoundedThreads
 from bll_server.tls import BadCertificate, Certificates
 from bll_server.tracing import NoTracing, Tracing, tracing_to
@@ -69,6 +73,7 @@ SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     datasets_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name,
     oip.SERVICE.full_name,
+    studies_pb2.DESCRIPTOR.services_by_name["StudyService"].full_name,
     "grpc.health.v1.Health",
 )
 
@@ -159,7 +164,9 @@ class Server:
             stack.callback(self._predictions.shutdown, wait=False)
             pools: dict[str, ThreadPoolExecutor] = {UPLOAD: uploads} | dict.fromkeys(PREDICT, self._predictions)
             pools |= dict.fromkeys(WATCH, watchers) | dict.fromkeys(SLOW, slow)
-            gate = Gate(Tokens(data_dir / TOKENS), store.owner, always=settings.open_to_others)
+            studies = Studies(store)
+            owners = {"jobs": store.owner, "studies": studies.owner}
+            gate = Gate(Tokens(data_dir / TOKENS), owners, always=settings.open_to_others)
             tracing = stack.enter_context(closing(_tracing(settings))) if settings.trace_endpoint else None
             boundary = Boundary(metrics, gate, audit, pools, settings.log_calls, tracing)
             self._grpc = _grpc_server(settings, boundary)
@@ -172,6 +179,17 @@ class Server:
             stack.callback(planner.close)
             training = TrainingServicer(store, planner, self._scheduler, datasets, settings.max_owner_jobs)
             training_pb2_grpc.add_TrainingServiceServicer_to_server(training, self._grpc)
+            studies_pb2_grpc.add_StudyServiceServicer_to_server(
+                StudyServicer(
+                    studies,
+                    planner,
+                    self._scheduler,
+                    datasets,
+                    max_owner_jobs=settings.max_owner_jobs,
+                    max_trials=settings.max_study_trials,
+                ),
+                self._grpc,
+            )
             models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(registry), self._grpc)
             datasets_pb2_grpc.add_DatasetServiceServicer_to_server(
                 DatasetServicer(datasets, metrics.datasets), self._grpc

@@ -73,6 +73,15 @@ def metadata_paths() -> dict[str, str]:
     return {field.name.removesuffix("_s"): field.name for field in fields(Metadata)}
 
 
+def asked_job(job: training_pb2.Job) -> training_pb2.Job:
+    """`job` with what a caller may say of it, and nothing else."""
+    asked = training_pb2.Job(spec=job.spec)
+    for field, value in job.ListFields():
+        if field.name in metadata_paths():
+            asked.MergeFrom(training_pb2.Job(**{field.name: value}))
+    return asked
+
+
 def spec_message(config: TrainingConfig, model_id: str = "") -> training_pb2.JobSpec:
     """`config` as a spec in which every field is present."""
     spec = _filled(training_pb2.JobSpec(), config)
@@ -127,7 +136,7 @@ def summary_message(job: JobSummary) -> training_pb2.Job:
     """A job as a list shows it."""
     message = training_pb2.Job(
         name=f"jobs/{job.job_id}",
-        state=_number(training_pb2.JobState.DESCRIPTOR, job.state),
+        state=enum_number(training_pb2.JobState.DESCRIPTOR, job.state),
         state_reason=job.reason,
         model_version=job.model_version,
         last_event=job.last_event,
@@ -137,7 +146,10 @@ def summary_message(job: JobSummary) -> training_pb2.Job:
         labels=job.metadata.labels,
         priority=job.metadata.priority,
         preemptible=job.metadata.preemptible,
+        study=f"studies/{job.study}" if job.study else "",
     )
+    if job.study:
+        message.parameters.update(job.parameters)
     message.spec.model_id = job.model_id
     if job.failure:
         over_time = job.failure.kind == DEADLINE
@@ -159,14 +171,14 @@ def summary_message(job: JobSummary) -> training_pb2.Job:
     _set_duration(message.run_duration, job.run_s)
     for name in ("create_time", "start_time", "end_time", "expire_time"):
         if time := getattr(job, name):
-            getattr(message, name).FromDatetime(_naive(time))
+            getattr(message, name).FromDatetime(naive(time))
     return message
 
 
 def event_message(event: JobEvent) -> training_pb2.JobEvent:
     """One numbered event."""
     message = training_pb2.JobEvent(number=event.number)
-    message.time.FromDatetime(_naive(event.time))
+    message.time.FromDatetime(naive(event.time))
     match event.event:
         case StateChange() as inner:
             _filled(message.state_change, inner)
@@ -217,8 +229,9 @@ def _set_duration(message: Duration, seconds: float) -> None:
         message.FromMilliseconds(round(seconds * 1e3))
 
 
-def _naive(time: datetime) -> datetime:
-    return time.replace(tzinfo=None)  # FromDatetime takes a naive time for UTC
+def naive(time: datetime) -> datetime:
+    """`time` as FromDatetime takes it: naive, for UTC."""
+    return time.replace(tzinfo=None)
 
 
 def _present(message: Message, skip: str = "") -> dict[str, Any]:
@@ -233,7 +246,7 @@ def _present(message: Message, skip: str = "") -> dict[str, Any]:
             values[field.name] = _present(value)
         elif field.enum_type:
             # A number that this server does not know stays a number, which the config refuses by name.
-            values[field.name] = _names(field.enum_type).get(value, value)
+            values[field.name] = short_names(field.enum_type).get(value, value)
         else:
             values[field.name] = value
     return values
@@ -257,20 +270,21 @@ def _filled(message: M, values: Any, skip: str = "") -> M:
             else:
                 repeated.extend(value)
         elif isinstance(value, datetime):
-            getattr(message, field.name).FromDatetime(_naive(value))
+            getattr(message, field.name).FromDatetime(naive(value))
         elif isinstance(value, StrEnum):
-            setattr(message, field.name, _number(message.DESCRIPTOR.fields_by_name[field.name].enum_type, value))
+            setattr(message, field.name, enum_number(message.DESCRIPTOR.fields_by_name[field.name].enum_type, value))
         else:
             setattr(message, field.name, value)
     return message
 
 
 @cache
-def _names(enum: Any) -> dict[int, str]:
+def short_names(enum: Any) -> dict[int, str]:
     """Value of the StrEnum for each number of an enum's descriptor: FAMILY_NAME_UNIT_GAUSSIAN is `unit_gaussian`."""
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
     return {number: value.name.removeprefix(prefix).lower() for number, value in enum.values_by_number.items()}
 
 
-def _number(enum: Any, value: StrEnum) -> Any:
-    return next(number for number, name in _names(enum).items() if name == value)
+def enum_number(enum: Any, value: str) -> Any:
+    """The number of the value that `short_names` calls so."""
+    return next(number for number, name in short_names(enum).items() if name == value)

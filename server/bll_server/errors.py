@@ -2,9 +2,10 @@
 
 ServerError
 ├── InvalidRequest    a field of a request breaks its rule; `violations` names each
-├── NotFound          no job, model or version has that name
+├── NotFound          no job, study, model or version has that name
 ├── RequestIdReused   a request_id came again with another body
 ├── JobExists         the chosen job_id is taken
+├── StudyExists       the chosen study_id is taken
 ├── IllegalState      the job's state does not allow the call
 ├── StaleEtag         the resource has changed since the caller read it
 ├── ModelNotReady     the model cannot answer now
@@ -40,7 +41,7 @@ class InvalidRequest(ServerError):
 
 
 class NotFound(ServerError):
-    """No job, model or version has that name."""
+    """No job, study, model or version has that name."""
 
 
 class RequestIdReused(ServerError):
@@ -49,6 +50,10 @@ class RequestIdReused(ServerError):
 
 class JobExists(ServerError):
     """The chosen job_id is taken."""
+
+
+class StudyExists(ServerError):
+    """The chosen study_id is taken."""
 
 
 class IllegalState(ServerError):

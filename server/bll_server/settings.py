@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     max_owner_jobs: int = Field(
         default=100, ge=1, le=100_000, description="Jobs of one owner of tokens that are not over."
     )
+    max_study_trials: int = Field(default=100, ge=1, le=1000, description="Trials of one study.")
     max_jobs: int = Field(default=1, ge=1, le=64, description="Jobs that train at the same time.")
     job_niceness: int = Field(
         default=10,

@@ -26,6 +26,7 @@ from bll_server.errors import (
     ShuttingDown,
     StaleEtag,
     StorageFull,
+    StudyExists,
     Unauthenticated,
     UploadTakenOver,
 )
@@ -35,6 +36,7 @@ TABLE: dict[type[ServerError], tuple[grpc.StatusCode, reasons.ErrorReason.ValueT
     NotFound: (grpc.StatusCode.NOT_FOUND, reasons.ERROR_REASON_NOT_FOUND),
     RequestIdReused: (grpc.StatusCode.ALREADY_EXISTS, reasons.ERROR_REASON_REQUEST_ID_REUSED),
     JobExists: (grpc.StatusCode.ALREADY_EXISTS, reasons.ERROR_REASON_JOB_EXISTS),
+    StudyExists: (grpc.StatusCode.ALREADY_EXISTS, reasons.ERROR_REASON_STUDY_EXISTS),
     IllegalState: (grpc.StatusCode.FAILED_PRECONDITION, reasons.ERROR_REASON_JOB_STATE),
     StaleEtag: (grpc.StatusCode.ABORTED, reasons.ERROR_REASON_ETAG_MISMATCH),
     ModelNotReady: (grpc.StatusCode.UNAVAILABLE, reasons.ERROR_REASON_MODEL_NOT_READY),

@@ -98,7 +98,7 @@ def test_a_list_of_one_owner_has_no_job_of_another(store: Store) -> None:
 @pytest.mark.parametrize(
     ("filter", "words"),
     [
-        ("status=RUNNING", "state, model_id and labels.KEY, got 'status'"),
+        ("status=RUNNING", "state, model_id, study and labels.KEY, got 'status'"),
         ("labels.Team=x", "got 'labels.Team'"),
         ("state=ASLEEP", "state must be one of QUEUED, .*got 'ASLEEP'"),
         ("state=RUNNING or", "got 'or'"),

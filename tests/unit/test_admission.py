@@ -222,6 +222,19 @@ def test_jobs_over_their_owners_quota_let_those_of_others_pass() -> None:
     assert more.standings["a2"].why == wanted
 
 
+def test_trials_beyond_the_bound_of_their_study_let_all_others_pass() -> None:
+    running = [Running("s-0", "ann", 0, Demand(1), study="s")]
+    queue = [
+        *(Queued(f"s-{number}", "ann", 5, Demand(1), study="s", study_jobs=2) for number in (1, 2, 3)),
+        Queued("own", "ann", 0, Demand(1)),
+        Queued("t-0", "ann", 0, Demand(1), study="t"),
+    ]
+    choice = choose(queue, running, Capacity(jobs=9, threads=9))
+    assert choice.start == ("s-1", "own", "t-0")
+    assert choice.standings["s-2"].why == "waits for a trial of studies/s to end: 2 run, of 2 that may"
+    assert choice.standings["own"].position == 2
+
+
 @pytest.mark.parametrize(
     ("demand", "words"),
     [

@@ -16,22 +16,22 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import bll_client
-from bll_client import _types
+from bll_client import _study_types, _types
 from bll_client._convert import read
 from bll_client._errors import CallError, call_error
 from bll_client.cli.exits import ExitCode, exit_code
-from bll_proto.v1 import datasets_pb2, inference_pb2, models_pb2, training_pb2
+from bll_proto.v1 import datasets_pb2, inference_pb2, models_pb2, studies_pb2, training_pb2
 
 MESSAGES: dict[str, Any] = {
     message.name: message
-    for module in (training_pb2, models_pb2, datasets_pb2)
+    for module in (training_pb2, models_pb2, datasets_pb2, studies_pb2)
     for message in module.DESCRIPTOR.message_types_by_name.values()
 } | {
     "Prediction": inference_pb2.PredictResponse.DESCRIPTOR,
     "LogChunk": training_pb2.TailLogsResponse.DESCRIPTOR,
     "JobMetrics": training_pb2.GetJobMetricsResponse.DESCRIPTOR,
 }
-DATACLASSES = [kind for kind in vars(_types).values() if dataclasses.is_dataclass(kind)]
+DATACLASSES = [kind for kind in (vars(_types) | vars(_study_types)).values() if dataclasses.is_dataclass(kind)]
 
 
 def test_everything_public_is_exported_and_nothing_else() -> None:
@@ -63,6 +63,9 @@ def test_a_dataclass_has_the_fields_of_its_message(kind: type[Any]) -> None:
         (bll_client.AlarmSignature, training_pb2.AlarmSignature.DESCRIPTOR, "ALARM_SIGNATURE_"),
         (bll_client.DatasetState, datasets_pb2.DatasetState.DESCRIPTOR, "DATASET_STATE_"),
         (bll_client.DatasetFormat, datasets_pb2.DatasetFormat.DESCRIPTOR, "DATASET_FORMAT_"),
+        (bll_client.StudyState, studies_pb2.StudyState.DESCRIPTOR, "STUDY_STATE_"),
+        (bll_client.StudyMetric, studies_pb2.StudyMetric.DESCRIPTOR, "STUDY_METRIC_"),
+        (bll_client.ParameterScale, studies_pb2.ParameterScale.DESCRIPTOR, "PARAMETER_SCALE_"),
         (bll_client.Head, inference_pb2.Head.DESCRIPTOR, "HEAD_"),
     ],
 )

@@ -50,7 +50,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Gate:
-    return Gate(Tokens(tmp_path), lambda job_id: "", always=False)
+    return Gate(Tokens(tmp_path), {}, always=False)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 
 from bll.config import TrainingConfig
 from bll.events import (
@@ -25,6 +26,7 @@ from bll.plan import BlockPlan, Plan
 from bll_server.jobs.listing import Listing
 from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.migrations import NewerSchema
+from bll_server.jobs.migrations.versions import schema_7_standing
 from bll_server.jobs.records import RunEvent, StateChange, plan_to_json
 from bll_server.jobs.schema import metadata, standing
 from bll_server.jobs.states import State
@@ -182,14 +184,10 @@ def test_what_holds_of_a_run_is_found_in_the_events_of_an_older_server(tmp_path:
     with store._database.write() as connection:
         before = connection.execute(everything).all()
         connection.exec_driver_sql("DROP TABLE standing")
-        connection.exec_driver_sql("DROP INDEX ix_jobs_expire_time")
-        for column in ("preemptible", "max_run_duration_s", "ttl_after_finish_s", "run_s", "expire_time"):
-            connection.exec_driver_sql(f"ALTER TABLE jobs DROP COLUMN {column}")
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '6'")
-    store.close()
-    store = Store(tmp_path / "bll.db")
-    with store._database.read() as connection:
+        with Operations.context(MigrationContext.configure(connection)):
+            schema_7_standing.upgrade()
         assert connection.execute(everything).all() == before
+    store.close()
     assert {row.subject for row in before} == {
         "checkpoint", "evaluation validation", "placed", "progress 0", "waiting 0"
     }  # fmt: skip

@@ -45,7 +45,7 @@ def call(traced: tracing.Tracing, tmp_path: Path) -> Iterator[Any]:
             raise KeyError("oh")
         return request
 
-    gate = Gate(Tokens(tmp_path), lambda _: "", always=False)
+    gate = Gate(Tokens(tmp_path), {}, always=False)
     boundary = Boundary(Metrics(), gate, Audit(tmp_path / AUDIT), {}, tracing=traced)
     server = grpc.server(ThreadPoolExecutor(1), interceptors=[boundary])
     handlers: dict[str, Any] = {"GetModel": grpc.unary_unary_rpc_method_handler(answer)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +15,10 @@ from bll_client.cli import connection
 from bll_client.cli import output as show
 from bll_client.cli.connection import again, connect
 from bll_client.cli.exits import ExitCode, exit_code
-from bll_client.cli.files import UploadFormat, read_array, read_duration, read_labels, read_spec
+from bll_client.cli.files import UploadFormat, read_array, read_labels, read_spec
+from bll_client.cli.options import Deadline, DisplayName, Labels, Output, Preemptible, Priority, Server, Ttl
 from bll_client.cli.output import Format
+from bll_client.cli.studies import studies
 from bll_client.cli.watching import follow as follow_job
 
 EPILOG = "\n".join(
@@ -44,31 +45,11 @@ jobs = typer.Typer(help="Training jobs.", no_args_is_help=True, rich_markup_mode
 datasets = typer.Typer(help="Data sets to learn from.", no_args_is_help=True, rich_markup_mode=None)
 models = typer.Typer(help="Published models.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(jobs, name="jobs")
+app.add_typer(studies, name="study")
 app.add_typer(datasets, name="datasets")
 app.add_typer(models, name="models")
 
-Server = Annotated[str, typer.Option("--server", envvar="BLL_SERVER", metavar="HOST:PORT", help="Where the server is.")]
-Output = Annotated[Format, typer.Option("--output", "-o", help="For people, or for programs.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="jobs/{id}, or the id.")]
-Labels = Annotated[
-    list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label of the job; may be given again.")
-]
-DisplayName = Annotated[str | None, typer.Option("--name", help="A name for people.")]
-Priority = Annotated[int | None, typer.Option(help="Jobs of a higher one leave the queue first; 0 unless set.")]
-Preemptible = Annotated[
-    bool | None,
-    typer.Option("--preemptible/--not-preemptible", help="Give way to a job of a higher priority that waits."),
-]
-Deadline = Annotated[
-    timedelta | None,
-    typer.Option(
-        parser=read_duration, metavar="DURATION", help="Stop and fail it after so much running time: 90s, 2h; 0: never."
-    ),
-]
-Ttl = Annotated[
-    timedelta | None,
-    typer.Option(parser=read_duration, metavar="DURATION", help="Delete it so long after its end: 30m, 7d; 0: never."),
-]
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="datasets/{id}, or the id.")]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="The id for the newest version, or {id}/versions/{version}.")
@@ -127,7 +108,7 @@ def train(
             for warning in job.plan.warnings if job.plan else ():
                 print(f"warning: {warning}")
             print(f"{job.name}: {len(job.plan.blocks) if job.plan else 0} blocks", flush=True)
-        raise typer.Exit(follow_job(client, job, 0, output, again(job.name, server)))
+        raise typer.Exit(follow_job(client, job, 0, output, again("jobs", job.name, server)))
 
 
 @jobs.command("list")
@@ -165,7 +146,7 @@ def watch_job(
     """Watch one job until it is over; the exit code is its outcome. With -o json: JSON lines."""
     with connect(server) as client:
         found = client.get_job(job)
-        raise typer.Exit(follow_job(client, found, after, output, again(found.name, server)))
+        raise typer.Exit(follow_job(client, found, after, output, again("jobs", found.name, server)))
 
 
 @jobs.command("cancel")

@@ -71,8 +71,8 @@ def connect(server: str) -> Client:
         raise typer.BadParameter(str(error)) from error
 
 
-def again(name: str, server: str) -> str:
-    """The command line that goes on watching the job."""
+def again(noun: str, name: str, server: str) -> str:
+    """The command line that goes on watching the job or study."""
     connection = _connection.get()
     tls = connection.tls
     words = ["bll"]
@@ -83,6 +83,6 @@ def again(name: str, server: str) -> str:
         given = {"--ca": tls.ca, "--cert": tls.cert, "--key": tls.key, "--server-name": tls.server_name}
         for flag, value in given.items():
             words += [flag, str(value)] if value else []
-    words += ["jobs", "watch", name]
+    words += [noun, "watch", name]
     words += [] if server == DEFAULT_TARGET else ["--server", server]
     return shlex.join(words)

@@ -18,13 +18,13 @@ from bll_client import (
 class ExitCode(IntEnum):
     """What became of a command; `bll --help` prints these lines."""
 
-    OK = 0, "done; the job that was watched has succeeded"
-    JOB_FAILED = 1, "the job that was watched has failed or was cancelled"
+    OK = 0, "done; the job or study that was watched has succeeded"
+    JOB_FAILED = 1, "the job or study that was watched has failed or was cancelled"
     USAGE = 2, "the command line, the spec or the input is wrong, or an extra is not installed"
-    NOT_FOUND = 3, "no job or model has that name"
+    NOT_FOUND = 3, "no job, study or model has that name"
     UNREACHABLE = 4, "the server cannot be reached, is draining or does not answer in time"
     REFUSED = 5, "the server refused for another reason, or a file could not be read or written"
-    DETACHED = 130, "Ctrl-C; a job that was watched goes on"
+    DETACHED = 130, "Ctrl-C; a job or study that was watched goes on"
 
     meaning: str
 

@@ -40,6 +40,24 @@ def read_spec(path: Path) -> Mapping[str, Any]:
     return values
 
 
+_STUDY = ("base", "parameters", "num_trials", "seed", "metric", "max_parallel_trials")
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """What `Client.create_study` is to be called with, `base` and `parameters` at least. Raises InvalidSpec."""
+    values = read_spec(path)
+    known = ", ".join(_STUDY)
+    violations = [
+        FieldViolation(str(name), f"is not a field; those of a study are {known}")
+        for name in values
+        if name not in _STUDY
+    ]
+    violations += [FieldViolation(name, "must be present") for name in _STUDY[:2] if name not in values]
+    if violations:
+        raise InvalidSpec(violations)
+    return dict(values)
+
+
 def read_labels(texts: Iterable[str]) -> dict[str, str]:
     """The labels that `KEY=VALUE` texts name. Raises InvalidInput."""
     labels = {}

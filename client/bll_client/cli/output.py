@@ -146,6 +146,8 @@ def show_state(job: Job) -> None:
             "priority": str(job.priority or ""),
             "preemptible": "yes" if job.preemptible else "",
             "deadline": str(job.max_run_duration or ""),
+            "study": job.study,
+            "parameters": " ".join(f"{field}={value}" for field, value in job.parameters.items()),
             "state": job.state + (f": {job.state_reason}" if job.state_reason else ""),
             "in the queue": str(job.queue_position or ""),
             "error": f"{job.error.status}: {job.error.message}" if job.error else "",

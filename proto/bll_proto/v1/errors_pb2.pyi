@@ -59,6 +59,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED: the token's role does not allow the call; the message names the role that does."""
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 18
     """ETAG_MISMATCH: the resource has changed since its etag was read."""
+    ERROR_REASON_STUDY_EXISTS: _ErrorReason.ValueType  # 25
+    """STUDY_EXISTS: the chosen study_id is taken."""
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 30
     """DATABASE_UNAVAILABLE: the job database cannot be reached now; google.rpc.RetryInfo says when to try again."""
     ERROR_REASON_DEADLINE: _ErrorReason.ValueType  # 35
@@ -106,6 +108,8 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 17
 """PERMISSION_DENIED: the token's role does not allow the call; the message names the role that does."""
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 18
 """ETAG_MISMATCH: the resource has changed since its etag was read."""
+ERROR_REASON_STUDY_EXISTS: ErrorReason.ValueType  # 25
+"""STUDY_EXISTS: the chosen study_id is taken."""
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 30
 """DATABASE_UNAVAILABLE: the job database cannot be reached now; google.rpc.RetryInfo says when to try again."""
 ERROR_REASON_DEADLINE: ErrorReason.ValueType  # 35

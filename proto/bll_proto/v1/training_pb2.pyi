@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -593,6 +594,8 @@ class Job(_message.Message):
     TTL_AFTER_FINISH_FIELD_NUMBER: _builtins.int
     RUN_DURATION_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    STUDY_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is `jobs/{job_id}`; set by the server."""
     state: Global___JobState.ValueType
@@ -621,6 +624,8 @@ class Job(_message.Message):
     """preemptible lets the job give way to one of a higher priority that waits: it stops at its next marker, keeps its
     place in the queue and goes on by itself. Absence means false.
     """
+    study: _builtins.str
+    """study is `studies/{study_id}`, of which the job is a trial; empty for a job of its own. Set by the server."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """spec is what was asked for. Required."""
@@ -685,6 +690,10 @@ class Job(_message.Message):
         server.
         """
 
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """parameters holds a trial's value of each parameter's field; absent for a job of its own. Set by the server."""
+
     def __init__(
         self,
         *,
@@ -714,10 +723,12 @@ class Job(_message.Message):
         ttl_after_finish: _duration_pb2.Duration | None = ...,
         run_duration: _duration_pb2.Duration | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        study: _builtins.str = ...,
+        parameters: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "max_run_duration", b"max_run_duration", "plan", b"plan", "progress", b"progress", "resolved_spec", b"resolved_spec", "run_duration", b"run_duration", "spec", b"spec", "start_time", b"start_time", "test", b"test", "ttl_after_finish", b"ttl_after_finish", "validation", b"validation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "max_run_duration", b"max_run_duration", "parameters", b"parameters", "plan", b"plan", "progress", b"progress", "resolved_spec", b"resolved_spec", "run_duration", b"run_duration", "spec", b"spec", "start_time", b"start_time", "test", b"test", "ttl_after_finish", b"ttl_after_finish", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "expire_time", b"expire_time", "labels", b"labels", "last_event", b"last_event", "max_run_duration", b"max_run_duration", "model_version", b"model_version", "name", b"name", "owner", b"owner", "plan", b"plan", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "resolved_spec", b"resolved_spec", "run_duration", b"run_duration", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "test", b"test", "ttl_after_finish", b"ttl_after_finish", "validation", b"validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "expire_time", b"expire_time", "labels", b"labels", "last_event", b"last_event", "max_run_duration", b"max_run_duration", "model_version", b"model_version", "name", b"name", "owner", b"owner", "parameters", b"parameters", "plan", b"plan", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "resolved_spec", b"resolved_spec", "run_duration", b"run_duration", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "study", b"study", "test", b"test", "ttl_after_finish", b"ttl_after_finish", "validation", b"validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2409,7 +2420,7 @@ class ListJobsRequest(_message.Message):
     """page_token comes from the page before, of the same filter and order; absence means the first page."""
     filter: _builtins.str
     """filter is terms with blanks between them, all of which hold: `state=RUNNING labels.team=x`. Fields are `state`,
-    `model_id` and `labels.KEY`; of several values one holds: `state=QUEUED,RUNNING`. Absence means all jobs.
+    `model_id`, `study` and `labels.KEY`; of several values one holds: `state=QUEUED,RUNNING`. Absence means all jobs.
     """
     order_by: _builtins.str
     """order_by is `create_time`, `priority` or `model_id`, and ` desc` where it is to fall; jobs that are equal in it

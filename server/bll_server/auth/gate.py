@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bll_server.auth.caller import ANYBODY, Caller
@@ -11,15 +11,19 @@ from bll_server.auth.tokens import Tokens
 from bll_server.errors import NotFound, PermissionDenied, Unauthenticated
 
 _SCHEME = "bearer "
+_NOUNS = {"jobs": "job", "studies": "study"}
 
 
 class Gate:
     """The rules of one server."""
 
-    def __init__(self, tokens: Tokens, owner_of: Callable[[str], str], *, always: bool) -> None:
-        """Tokens are asked for `always`, or as soon as there is one. `owner_of` a job's id raises NotFound."""
+    def __init__(self, tokens: Tokens, owners: Mapping[str, Callable[[str], str]], *, always: bool) -> None:
+        """Tokens are asked for `always`, or as soon as there is one.
+
+        `owners` say whose an id is, by the first word of names: `jobs`, `studies`. They raise NotFound.
+        """
         self._tokens = tokens
-        self._owner_of = owner_of
+        self._owners = owners
         self._always = always
 
     def identify(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
@@ -37,14 +41,14 @@ class Gate:
             raise PermissionDenied(f"{name} needs a token of role {least} or higher, got one of role {caller.role}")
 
     def check_owner(self, caller: Caller, message: Any) -> None:
-        """Raises NotFound for a job that is another's: not even its existence is told."""
+        """Raises NotFound for a job or study that is another's: not even its existence is told."""
         owner = caller.sees_only
-        resource = resource_of(message)
-        if owner is None or not resource.startswith("jobs/"):
+        kind, _, rest = resource_of(message).partition("/")
+        if owner is None or kind not in self._owners:
             return
-        job_id = resource.split("/")[1]
-        if self._owner_of(job_id) != owner:
-            raise NotFound(f"no job is named 'jobs/{job_id}'")
+        resource_id = rest.partition("/")[0]
+        if self._owners[kind](resource_id) != owner:
+            raise NotFound(f"no {_NOUNS[kind]} is named '{kind}/{resource_id}'")
 
     def check_still(self, caller: Caller) -> None:
         """In the middle of a stream: raises Unauthenticated if the token was revoked or has expired since."""
@@ -54,7 +58,7 @@ class Gate:
 
 def resource_of(message: Any) -> str:
     """The name of the resource that a request or an answer is about, or ""."""
-    parts = (message, *(getattr(message, part, None) for part in ("job", "dataset", "model")))
+    parts = (message, *(getattr(message, part, None) for part in ("job", "study", "dataset", "model")))
     names = (getattr(part, field, "") for part in parts for field in ("name", "parent"))
     return next((name for name in names if isinstance(name, str) and name), "")
 

@@ -55,6 +55,13 @@ METHODS: dict[str, Access] = {
             "RetryJob": _TRAIN,
             "DeleteJob": _TRAIN,
         },
+        "bll.v1.StudyService": {
+            "CreateStudy": _TRAIN,
+            "GetStudy": _VIEW,
+            "ListStudies": _VIEW,
+            "CancelStudy": _TRAIN,
+            "DeleteStudy": _TRAIN,
+        },
         "bll.v1.DatasetService": {
             "UploadDataset": _TRAIN,
             "GetUpload": _VIEW,

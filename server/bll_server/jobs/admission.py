@@ -2,12 +2,13 @@
 
 Jobs start in the order of the queue. The first one that does not find all that it needs holds back all behind it, so
 that none can starve, however large it is; what is free meanwhile stays free. Passed over are those alone that cannot
-start whatever becomes free: because of their owner's quota, with all that follow of the same owner, or since they need
-more than the server has.
+start whatever becomes free: because of their owner's quota, with all that follow of the same owner, because their
+study has as many trials running as may be, or since they need more than the server has.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ class Queued:
     demand: Demand
     ready: bool = True
     """False while its last run is being cleared away."""
+    study: str = ""
+    """Of which it is a trial."""
+    study_jobs: float = math.inf
+    """Trials of the study that may run at the same time."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Running:
     preemptible: bool = False
     leaving: bool = False
     """It has been told to stop, for whatever reason."""
+    study: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def choose(queue: Sequence[Queued], running: Sequence[Running], capacity: Capaci
             give_way, makes_room = _room_for(job, holders, capacity)
             why += makes_room
         else:
-            started = Running(job.job_id, job.owner, job.priority, job.demand)
+            started = Running(job.job_id, job.owner, job.priority, job.demand, study=job.study)
             holders.append(started)
             taken.add(started)
             start.append(job.job_id)
@@ -100,6 +106,7 @@ class _Taken:
         self.devices: Counter[str] = Counter()
         self.owner_jobs: Counter[str] = Counter()
         self.owner_threads: Counter[str] = Counter()
+        self.study_jobs: Counter[str] = Counter()
         for holder in holders:
             self.add(holder)
 
@@ -111,6 +118,7 @@ class _Taken:
             self.devices[device] += sign
         self.owner_jobs[holder.owner] += sign
         self.owner_threads[holder.owner] += sign * holder.demand.threads
+        self.study_jobs[holder.study] += sign
 
     def lacking(self, demand: Demand, capacity: Capacity) -> str:
         """What a job of that demand has to wait for, in words; "" where it finds all."""
@@ -134,6 +142,8 @@ def _held(job: Queued, taken: _Taken, held_owners: set[str], capacity: Capacity)
         return "waits for its last run to end"
     if why := obstacle(job.demand, job.owner, capacity):
         return f"cannot run on this server as it is: {why}"
+    if job.study and (trials := taken.study_jobs[job.study]) >= job.study_jobs:
+        return f"waits for a trial of studies/{job.study} to end: {trials} run, of {job.study_jobs:g} that may"
     if not job.owner:
         return ""
     if job.owner in held_owners:

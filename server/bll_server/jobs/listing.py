@@ -102,11 +102,13 @@ def _condition(term: str) -> sa.ColumnElement[bool]:
         return jobs.c.state.in_([_state(name) for name in values])
     if field == "model_id":
         return jobs.c.model_id.in_(values)
+    if field == "study":
+        return jobs.c.study.in_([value.removeprefix("studies/") for value in values])
     key = field.removeprefix("labels.")
     if key != field and LABEL_KEY.fullmatch(key):
         found = sa.select(labels.c.sequence).where(labels.c.key == key, labels.c.value.in_(values))
         return (jobs.c.sequence + 0).in_(found)  # not its bare self, by which SQLite would read the row of each
-    raise _unreadable(f"must have the fields state, model_id and labels.KEY, got {field!r}")
+    raise _unreadable(f"must have the fields state, model_id, study and labels.KEY, got {field!r}")
 
 
 def _state(name: str) -> str:

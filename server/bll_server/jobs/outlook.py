@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -35,8 +36,17 @@ class Outlook:
             self.active = {job.job_id: job for job in self._store.in_states(*ACTIVE)}
             queue = self._store.queue()
             self._demands = {key: self._demand(job) for job in queue for key in [_key(job)]}
+            bounds = self._store.parallel_trials()
             waiting = [
-                Queued(job.job_id, job.owner, job.metadata.priority, self._demands[_key(job)], job.job_id not in runs)
+                Queued(
+                    job.job_id,
+                    job.owner,
+                    job.metadata.priority,
+                    self._demands[_key(job)],
+                    ready=job.job_id not in runs,
+                    study=job.study,
+                    study_jobs=bounds.get(job.study, math.inf),
+                )
                 for job in queue
             ]
             running = [self._running(job_id, run) for job_id, run in runs.items()]
@@ -53,7 +63,7 @@ class Outlook:
             return Running(job_id, run.owner, 0, run.demand, leaving=True)
         leaving = bool(run.gives_way_to) or run.is_over_time or job.state in (State.PAUSING, State.CANCELLING)
         metadata = job.metadata
-        return Running(job_id, job.owner, metadata.priority, run.demand, metadata.preemptible, leaving)
+        return Running(job_id, job.owner, metadata.priority, run.demand, metadata.preemptible, leaving, job.study)
 
 
 def _key(job: JobSummary) -> tuple[str, datetime]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 from bll.config import TrainingConfig
 from bll.events import (
@@ -124,6 +126,10 @@ class JobSummary:
     run_s: float
     """Running time of all its runs, to the last event that was told."""
     last_event: int
+    study: str
+    """Id of the study that it is a trial of; empty for a job of its own."""
+    parameters: Mapping[str, Any]
+    """A trial's value of each parameter's field."""
 
     @property
     def is_over_time(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from bll_server.errors import NotFound
@@ -32,20 +32,28 @@ class Removal:
             else:
                 grave.rename(self._jobs_dir / grave.name)
 
-    def remove(self, job_id: str, etag: str) -> Callable[[], None]:
-        """Delete the job and move its folder away; what is returned frees the disk, which may take a while.
+    def remove(self, job_ids: Sequence[str], forget: Callable[[], None]) -> Callable[[], None]:
+        """Move the folders of jobs away and let `forget` delete their rows, all or none.
 
-        Raises NotFound, StaleEtag, IllegalState.
+        What is returned frees the disk, which may take a while. Raises what `forget` does.
         """
-        folder, grave = self._jobs_dir / job_id, self._graves / job_id
-        shutil.rmtree(grave, ignore_errors=True)
-        if folder.exists():
-            self._graves.mkdir(exist_ok=True)
-            folder.rename(grave)
+        moved: list[tuple[Path, Path]] = []
         try:
-            self._store.delete(job_id, etag)
+            for job_id in job_ids:
+                folder, grave = self._jobs_dir / job_id, self._graves / job_id
+                shutil.rmtree(grave, ignore_errors=True)
+                if folder.exists():
+                    self._graves.mkdir(exist_ok=True)
+                    folder.rename(grave)
+                    moved.append((folder, grave))
+            forget()
         except BaseException:
-            if grave.exists():
+            for folder, grave in moved:
                 grave.rename(folder)
             raise
-        return lambda: shutil.rmtree(grave, ignore_errors=True)
+        return lambda: _free(grave for _, grave in moved)
+
+
+def _free(graves: Iterable[Path]) -> None:
+    for grave in graves:
+        shutil.rmtree(grave, ignore_errors=True)

@@ -44,7 +44,7 @@ def summary(row: sa.Row[Any]) -> JobSummary:
 
 def event(row: sa.Row[*tuple[Any, ...]]) -> JobEvent:
     """The event of a row with its number, time and payload."""
-    return JobEvent(row.number, _time(row.time), event_from_json(row.payload))
+    return JobEvent(row.number, time_of(row.time), event_from_json(row.payload))
 
 
 def not_found(job_id: str) -> NotFound:
@@ -67,14 +67,17 @@ def _fields(row: sa.Row[Any]) -> dict[str, Any]:
         "total_epochs": row.total_epochs,
         "checkpoint_step": row.checkpoint_step,
         "model_version": row.model_version,
-        "create_time": _time(row.create_time),
-        "start_time": _time(row.start_time) if row.start_time else None,
-        "end_time": _time(row.end_time) if row.end_time else None,
-        "expire_time": _time(row.expire_time) if row.expire_time else None,
+        "create_time": time_of(row.create_time),
+        "start_time": time_of(row.start_time) if row.start_time else None,
+        "end_time": time_of(row.end_time) if row.end_time else None,
+        "expire_time": time_of(row.expire_time) if row.expire_time else None,
         "run_s": row.run_s,
         "last_event": row.last_event,
+        "study": row.study,
+        "parameters": row.parameters,
     }
 
 
-def _time(seconds: float) -> datetime:
+def time_of(seconds: float) -> datetime:
+    """The instant that is so many seconds after 1970."""
     return datetime.fromtimestamp(seconds, UTC)

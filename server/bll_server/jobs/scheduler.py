@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -101,14 +101,14 @@ class Scheduler:
         try:
             return self._store.create(job_id, model_id, spec, plan, **more)
         finally:  # the job may be there although the answer of the database was lost
-            self._notify()
+            self.look_again()
 
     def update(self, job_id: str, changes: Mapping[str, Any], etag: str = "") -> Job:
         """See `Store.update`; what it says of the queue or of a running job holds at once."""
         try:
             return self._store.update(job_id, changes, etag)
         finally:
-            self._notify()
+            self.look_again()
 
     def standing(self, job: JobSummary) -> Standing:
         """Where a queued job stands and what it waits for; for whom a running one is to give way."""
@@ -122,6 +122,12 @@ class Scheduler:
     def cancel(self, job_id: str) -> Job:
         """The job, on its way to CANCELLED or there. Raises NotFound, IllegalState."""
         return self._ask(job_id, Request.CANCEL)
+
+    def cancel_all(self, job_ids: Iterable[str]) -> None:
+        """Cancel those jobs, in that order, that are still there and not over."""
+        for job_id in job_ids:
+            with contextlib.suppress(NotFound, IllegalState):
+                self.cancel(job_id)
 
     def pause(self, job_id: str) -> Job:
         """The job, on its way to PAUSED or there. Raises NotFound, IllegalState."""
@@ -141,9 +147,13 @@ class Scheduler:
         Raises NotFound, StaleEtag, IllegalState.
         """
         check_deletable(self._store.get(job_id))
+        self.delete_all([job_id], lambda: self._store.delete(job_id, etag))
+
+    def delete_all(self, job_ids: Sequence[str], forget: Callable[[], None]) -> None:
+        """The same of several jobs that are over or paused, whose rows `forget` is to delete, all or none."""
         with self._changed:  # no launch meanwhile
-            self._changed.wait_for(lambda: job_id not in self._runs)
-            free = self._removal.remove(job_id, etag)
+            self._changed.wait_for(lambda: self._runs.keys().isdisjoint(job_ids))
+            free = self._removal.remove(job_ids, forget)
         free()
 
     def drain(self, timeout_s: float) -> None:
@@ -153,7 +163,7 @@ class Scheduler:
         """
         with self._changed:
             self._draining = True
-            self._notify()
+            self.look_again()
             self._store.wake()
             for run in self._runs.values():
                 run.stop()
@@ -171,7 +181,8 @@ class Scheduler:
         with self._changed:
             return self._changed.wait_for(lambda: self._draining, seconds)
 
-    def _notify(self) -> None:
+    def look_again(self) -> None:
+        """The store has other jobs than before, or has them in other states."""
         with self._changed:
             self._outlook.changed()
             self._changed.notify_all()
@@ -201,7 +212,7 @@ class Scheduler:
             except IllegalState:  # the state moved on between the two looks
                 continue
             except DatabaseUnavailable:
-                self._notify()
+                self.look_again()
                 raise
             self._act_on(job)
             return job
@@ -209,7 +220,7 @@ class Scheduler:
     def _act_on(self, job: Job) -> None:
         """Let the job's run, or the queue, hear of what was asked."""
         with self._changed:  # not while the job is being launched
-            self._notify()
+            self.look_again()
             run = self._runs.get(job.job_id)
         if run and job.state in self._graces_s:
             run.stop(self._graces_s[job.state])
@@ -304,7 +315,7 @@ class Scheduler:
             finally:
                 with self._changed:
                     del self._runs[job.job_id]
-                    self._notify()
+                    self.look_again()
                 self._store.wake()
 
     def _give_up(self, job_id: str, failure: Failure) -> None:
@@ -313,6 +324,6 @@ class Scheduler:
         def fail() -> None:
             with contextlib.suppress(DatabaseUnavailable, ShuttingDown):  # this server ends: the next finds the job
                 self._ending.fail(job_id, failure)
-            self._notify()
+            self.look_again()
 
         threading.Thread(target=fail, daemon=True).start()

@@ -65,6 +65,9 @@ jobs = sa.Table(
     sa.Column("ttl_after_finish_s", sa.Float, nullable=False, server_default="0"),
     sa.Column("run_s", sa.Float, nullable=False, server_default="0"),
     sa.Column("expire_time", sa.Float, index=True),
+    sa.Column("study", sa.Text, nullable=False, server_default=""),
+    sa.Column("trial", INTEGER, nullable=False, server_default="0"),
+    sa.Column("parameters", JSON, nullable=False, server_default="{}"),
     sqlite_autoincrement=True,  # a number is never given twice, so that page tokens stay true
 )
 
@@ -73,6 +76,23 @@ _LISTED = ("state", "owner", "model_id", "priority")
 for _first in _LISTED:
     _rest = (name for name in _LISTED if name != _first)
     sa.Index(f"ix_jobs_{_first}", *(jobs.c[name] for name in (_first, "sequence", *_rest)))
+sa.Index("ix_jobs_study", *(jobs.c[name] for name in ("study", "sequence", *_LISTED)))
+
+studies = sa.Table(
+    "studies",
+    metadata,
+    sa.Column("sequence", INTEGER, primary_key=True, autoincrement=True),
+    sa.Column("study_id", sa.Text, nullable=False, unique=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    # As of jobs.
+    sa.Column("request_id", sa.Text, unique=True),
+    sa.Column("request_digest", sa.Text, nullable=False),
+    sa.Column("request", sa.LargeBinary, nullable=False),
+    sa.Column("max_parallel", INTEGER, nullable=False),
+    sa.Column("create_time", sa.Float, nullable=False),
+    sa.Index("ix_studies_owner", "owner", "sequence"),
+    sqlite_autoincrement=True,
+)
 
 labels = sa.Table(
     "labels",

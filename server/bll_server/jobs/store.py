@@ -12,7 +12,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,13 +22,13 @@ import sqlalchemy as sa
 
 from bll.events import CheckpointDamaged, CheckpointSaved, Evaluation
 from bll.plan import Plan
-from bll_server.errors import DatabaseUnavailable, IllegalState, JobExists, StaleEtag
+from bll_server.errors import DatabaseUnavailable, IllegalState, StaleEtag
 from bll_server.jobs import rows, submission
 from bll_server.jobs.counting import Counting
 from bll_server.jobs.database import Database, SqliteFile
 from bll_server.jobs.history import History, take
 from bll_server.jobs.listing import Listing
-from bll_server.jobs.metadata import NO_METADATA, Metadata
+from bll_server.jobs.metadata import Metadata
 from bll_server.jobs.migrations import upgrade
 from bll_server.jobs.postgres import Postgres
 from bll_server.jobs.records import (
@@ -42,9 +42,8 @@ from bll_server.jobs.records import (
     check_deletable,
     event_to_json,
     plan_from_json,
-    plan_to_json,
 )
-from bll_server.jobs.schema import events, jobs, labels, standing, starts
+from bll_server.jobs.schema import events, jobs, standing, starts, studies
 from bll_server.jobs.states import ACTIVE, FINAL, TRANSITIONS, State
 from bll_server.jobs.submission import Submission
 from bll_server.metrics import Metrics
@@ -76,7 +75,7 @@ class Store:
         self._doubtful: dict[str, int] = {}
         """Number of the event that `append` told last of a job, if nobody knows whether that was committed."""
         try:
-            with self._write() as connection:
+            with self.write() as connection:
                 upgrade(connection)
                 start = connection.execute(starts.insert().values(time=_now())).inserted_primary_key
             assert start is not None
@@ -98,36 +97,13 @@ class Store:
         Raises JobExists, RequestIdReused, StorageFull, and QuotaExceeded where an owner has `most_unfinished` jobs.
         """
         owner, request_id = more.get("owner", ""), more.get("request_id", "")
-        digest, most_unfinished = more.get("request_digest", ""), more.get("most_unfinished", math.inf)
-        metadata = more.get("metadata", NO_METADATA)
         chosen = job_id or f"job-{secrets.token_hex(6)}"
-        with self._write() as connection:
+        with self.write() as connection:
+            digest = more.get("request_digest", "")
             if request_id and (earlier := submission.replayed(connection, owner, request_id, digest)):
                 return earlier
-            submission.check_unfinished(connection, owner, most_unfinished)
-            if connection.execute(sa.select(jobs.c.job_id).where(jobs.c.job_id == chosen)).first():
-                raise JobExists(f"job_id {chosen!r} is taken")
-            now = _now()
-            connection.execute(
-                jobs.insert().values(
-                    job_id=chosen,
-                    owner=owner,
-                    request_id=submission.request_key(owner, request_id) if request_id else None,
-                    request_digest=digest,
-                    model_id=model_id or chosen,
-                    spec=spec,
-                    plan=plan_to_json(plan),
-                    total_steps=plan.total_steps,
-                    total_epochs=plan.config.epochs,
-                    state=State.QUEUED.value,
-                    create_time=now,
-                    queue_time=now,
-                    **asdict(metadata),
-                )
-            )
-            _label(connection, chosen, metadata.labels)
-            self._append(connection, chosen, StateChange(State.QUEUED))
-            self._counting.entered(chosen, State.QUEUED, None)
+            submission.check_unfinished(connection, owner, more.get("most_unfinished", math.inf))
+            self.insert(connection, chosen, model_id, spec, plan, **more)
             return rows.job(connection, chosen)
 
     def transition(
@@ -147,7 +123,7 @@ class Store:
         Raises NotFound, and IllegalState if the table of transitions forbids it, or the job is not in state `before`;
         QuotaExceeded where a job that was over is to go on, and its owner has `most_unfinished` others.
         """
-        with self._write() as connection:
+        with self.write() as connection:
             job = rows.job(connection, job_id)
             if state not in TRANSITIONS[job.state] or (before is not None and job.state is not before):
                 raise IllegalState(f"jobs/{job_id} is {job.state.upper()} and cannot become {state.upper()}")
@@ -172,7 +148,7 @@ class Store:
 
     def update(self, job_id: str, changes: Mapping[str, Any], etag: str = "") -> Job:
         """The job with some fields of its `Metadata` replaced. Raises NotFound, StaleEtag, InvalidRequest."""
-        with self._write() as connection:
+        with self.write() as connection:
             job = rows.job(connection, job_id)
             _check_etag(job, etag)
             metadata = replace(job.metadata, **changes)
@@ -180,22 +156,14 @@ class Store:
             values["expire_time"] = _expiry(job.end_time.timestamp() if job.end_time else None, metadata)
             row = jobs.c.job_id == job_id
             if metadata.labels != job.metadata.labels:
-                _label(connection, job_id, metadata.labels)
+                submission.label(connection, job_id, metadata.labels)
             connection.execute(jobs.update().where(row).values(revision=jobs.c.revision + 1, **values))
             return rows.job(connection, job_id)
 
     def delete(self, job_id: str, etag: str = "") -> None:
         """Forget a job and its events. Raises NotFound, StaleEtag, IllegalState."""
-        with self._write() as connection:
-            job = rows.job(connection, job_id)
-            _check_etag(job, etag)
-            check_deletable(job)
-            for table in (events, standing):
-                connection.execute(table.delete().where(table.c.job_id == job_id))
-            _label(connection, job_id, {})
-            connection.execute(jobs.delete().where(jobs.c.job_id == job_id))
-            self._numbers[job_id] = _DELETED  # whoever waits for the next event looks, and finds no job
-            self._counting.deleted(job_id)
+        with self.write() as connection:
+            self.remove(connection, job_id, etag)
 
     def append(
         self, job_id: str, event: RunEvent, progress: Progress | None = None, run_s: float | None = None
@@ -218,7 +186,7 @@ class Store:
             values[event.split] = asdict(event)
         number = self._doubtful.get(job_id, 0)
         try:
-            with self._write() as connection:
+            with self.write() as connection:
                 if number and _tells(connection, job_id, number, event):
                     self._numbers[job_id] = number
                 else:
@@ -283,6 +251,14 @@ class Store:
         with self._database.read() as connection:
             return [rows.summary(row) for row in connection.execute(query)]
 
+    def parallel_trials(self) -> dict[str, int]:
+        """How many trials of each study that has QUEUED ones may run at the same time, where that is bounded."""
+        waiting = sa.select(jobs.c.study).where(jobs.c.state == State.QUEUED.value)
+        query = sa.select(studies.c.study_id, studies.c.max_parallel)
+        query = query.where(studies.c.max_parallel > 0, studies.c.study_id.in_(waiting))
+        with self.read() as connection:
+            return {row.study_id: row.max_parallel for row in connection.execute(query)}
+
     def last_event(self, job_id: str) -> int:
         """Number of the job's newest event. Raises NotFound."""
         with self._appended:
@@ -339,8 +315,12 @@ class Store:
 
     # Inside a transaction
 
+    def read(self) -> AbstractContextManager[sa.Connection]:
+        """See `Database.read`."""
+        return self._database.read()
+
     @contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
+    def write(self) -> Iterator[sa.Connection]:
         """See `Database.write`; those who wait for events hear of the new ones."""
         numbers: dict[str, int] = {}
         with self._counting.transaction(), self._database.write() as connection:
@@ -349,6 +329,32 @@ class Store:
         with self._appended:
             self._newest |= numbers
             self._appended.notify_all()
+
+    def insert(
+        self,
+        connection: sa.Connection,
+        job_id: str,
+        model_id: str,
+        spec: bytes,
+        plan: Plan,
+        **more: Unpack[Submission],
+    ) -> None:
+        """Queue one job more, whose owner may have it. Raises JobExists."""
+        submission.insert(connection, job_id, model_id, spec, plan, _now(), more)
+        self._append(connection, job_id, StateChange(State.QUEUED))
+        self._counting.entered(job_id, State.QUEUED, None)
+
+    def remove(self, connection: sa.Connection, job_id: str, etag: str = "") -> None:
+        """See `delete`."""
+        job = rows.job(connection, job_id)
+        _check_etag(job, etag)
+        check_deletable(job)
+        for table in (events, standing):
+            connection.execute(table.delete().where(table.c.job_id == job_id))
+        submission.label(connection, job_id, {})
+        connection.execute(jobs.delete().where(jobs.c.job_id == job_id))
+        self._numbers[job_id] = _DELETED  # whoever waits for the next event looks, and finds no job
+        self._counting.deleted(job_id)
 
     def _append(self, connection: sa.Connection, job_id: str, event: StateChange | RunEvent) -> int:
         row = jobs.c.job_id == job_id
@@ -366,15 +372,6 @@ def _tells(connection: sa.Connection, job_id: str, number: int, event: RunEvent)
     """Whether event `number` of the job is there, and is `event`."""
     query = sa.select(events.c.payload).where(events.c.job_id == job_id, events.c.number == number)
     return connection.execute(query).scalar() == event_to_json(event)
-
-
-def _label(connection: sa.Connection, job_id: str, told: Mapping[str, str]) -> None:
-    """Let lists find the job by these labels, and no others."""
-    sequence = connection.execute(sa.select(jobs.c.sequence).where(jobs.c.job_id == job_id)).scalar_one()
-    connection.execute(labels.delete().where(labels.c.sequence == sequence))
-    if told:
-        found_by = [{"sequence": sequence, "key": key, "value": value} for key, value in told.items()]
-        connection.execute(labels.insert(), found_by)
 
 
 def _check_etag(job: Job, etag: str) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from typing import Any
-from uuid import UUID
 
 import grpc
 
@@ -23,6 +22,7 @@ from bll_server.jobs.records import Job
 from bll_server.jobs.scheduler import Scheduler
 from bll_server.jobs.store import Store
 from bll_server.models.registry import MODEL_ID
+from bll_server.services.names import is_uuid
 
 _JOB_ID = re.compile(r"[a-z][a-z0-9-]{2,62}")
 _DEFAULT_PAGE, _LARGEST_PAGE = 50, 1000
@@ -180,7 +180,7 @@ def _check_create(request: training_pb2.CreateJobRequest) -> None:
     model_id = request.job.spec.model_id
     if model_id and not MODEL_ID.fullmatch(model_id):
         violations.append(Violation("job.spec.model_id", f"must match {MODEL_ID.pattern}, got {model_id!r}"))
-    if request.request_id and not _is_uuid(request.request_id):
+    if request.request_id and not is_uuid(request.request_id):
         violations.append(Violation("request_id", f"must be a UUID, got {request.request_id!r}"))
     if violations:
         raise InvalidRequest(*violations)
@@ -197,18 +197,7 @@ def _changes(request: training_pb2.UpdateJobRequest) -> dict[str, Any]:
     return {known[path]: getattr(given, known[path]) for path in named}
 
 
-def _is_uuid(text: str) -> bool:
-    try:
-        return str(UUID(text)) == text.lower()
-    except ValueError:
-        return False
-
-
 def _digest(request: training_pb2.CreateJobRequest) -> str:
     """SHA-256 of what a repeated request must have in common with the first."""
-    body = training_pb2.CreateJobRequest(job_id=request.job_id)
-    body.job.spec.CopyFrom(request.job.spec)
-    for field, value in request.job.ListFields():
-        if field.name in convert.metadata_paths():
-            body.job.MergeFrom(training_pb2.Job(**{field.name: value}))
+    body = training_pb2.CreateJobRequest(job_id=request.job_id, job=convert.asked_job(request.job))
     return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()

@@ -25,10 +25,13 @@ from bll_proto.v1 import (
     inference_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    studies_pb2_grpc,
     tensor_pb2,
     training_pb2,
     training_pb2_grpc,
 )
+
+from .canned_studies import CannedStudies
 
 State = training_pb2.JobState
 LOG = b"first line\nlast line\n"
@@ -58,6 +61,7 @@ class CannedServer(
         self.events: list[training_pb2.JobEvent | None] = []
         """Of every job; None is a keep-alive."""
         self.models = [model(f"models/m{i}") for i in range(5)] + [model("models/fashion")]
+        self.studies = CannedStudies(self._enter)
         self.download: list[models_pb2.DownloadModelResponse] = []
         self.failures: defaultdict[str, list[status_pb2.Status]] = defaultdict(list)
         """By method: what its next calls answer instead."""
@@ -79,6 +83,7 @@ class CannedServer(
         training_pb2_grpc.add_TrainingServiceServicer_to_server(self, self._server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, self._server)
+        studies_pb2_grpc.add_StudyServiceServicer_to_server(self.studies, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self._server.start()
         return self.port

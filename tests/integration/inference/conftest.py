@@ -65,7 +65,7 @@ def _serving(export_model: Callable[..., Manifest], root: Path, *, threads: int,
     metrics = Metrics()
     sessions = Sessions(registry, metrics, max_rows=64)
     batcher = Batcher(metrics, Budget(calls, 4096, 2**24), parallel=1)
-    gate = Gate(Tokens(root), lambda _job: "", always=False)
+    gate = Gate(Tokens(root), {}, always=False)
     server = grpc.server(
         ThreadPoolExecutor(threads),
         interceptors=[Boundary(metrics, gate, Audit(root / AUDIT), {})],
