@@ -3,14 +3,17 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -350,9 +353,29 @@ def test_a_restart_keeps_what_was_whole_and_gives_up_what_was_abandoned(tmp_path
         assert get(Stub(channel), "whole").state == pb.DATASET_STATE_READY
         assert committed(Stub(channel), "half") == 700
     server.stop()
+    part = tmp_path / "datasets" / ".uploaded" / "whole" / "upload.part"
+    part.write_bytes(content)  # as a server leaves it that dies when the record is written
     server = start(tmp_path, keep_uploads_h=0)
     server.stop()
     assert kept(tmp_path) == {"whole"}
+    assert not part.exists()
+
+
+def test_a_check_ends_with_its_server(tmp_path: Path) -> None:
+    upload, work = tmp_path / "upload", tmp_path / "work"
+    os.mkfifo(upload)
+    work.mkdir()
+    limits = json.dumps(asdict(app._LIMITS))
+    command = [sys.executable, "-m", "bll_server.datasets.check", str(upload), "npy", str(work), limits]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as check:
+        assert check.stdin is not None
+        try:
+            writer = os.open(upload, os.O_WRONLY)  # returns once the check reads, and waits for more
+            check.stdin.close()
+            assert check.wait(30) == 1
+            os.close(writer)
+        finally:
+            check.kill()
 
 
 def test_a_silent_upload_loses_its_thread_and_can_be_taken_up_again(

@@ -2,15 +2,18 @@
 
 Arguments are the file, its format, an empty folder to work in, and the limits as JSON. The content is left in
 `content` in that folder; one line on stdout tells the report, or why there is none. Every limit is the system's:
-whatever a decoder does, memory, processor time and what is written to the disk end where this process is told.
+whatever a decoder does, memory, processor time and what is written to the disk end where this process is told. The end
+of stdin means that the server is gone, and ends this process at once.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import sys
+import threading
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -77,9 +80,15 @@ def _limit(limits: Limits) -> None:
         resource.setrlimit(kind, (value, value))
 
 
+def _end_with_the_server() -> None:
+    os.read(sys.stdin.fileno(), 1)  # not a buffered read: its lock would be held when this process ends
+    os._exit(1)
+
+
 def main(upload: Path, kind: Format, folder: Path, limits: Limits) -> int:
     """The process's exit status."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is not an answer
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
     _limit(limits)
     try:
         answer = _answer(upload, kind, folder, limits)

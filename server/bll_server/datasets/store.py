@@ -226,11 +226,12 @@ class Datasets:
             if not stored.ID.fullmatch(folder.name):  # left by a check or a removal that did not come to its end
                 shutil.rmtree(folder, ignore_errors=True)
             elif record.exists():
-                dataset = dataset_from_dict(json.loads(record.read_text()))
-                self._datasets[folder.name] = dataset
+                dataset = self._datasets[folder.name] = dataset_from_dict(json.loads(record.read_text()))
                 if dataset.state is State.VALIDATING:
                     (folder / _HEADER).unlink(missing_ok=True)
                     shutil.rmtree(folder / stored.CONTENT, ignore_errors=True)
+                elif _read_announcement(folder) is None:  # else it is being uploaded again
+                    (folder / _PART).unlink(missing_ok=True)
             elif _read_announcement(folder) is None:
                 self._remove(folder)
         self._collect_abandoned()
@@ -290,8 +291,7 @@ class Datasets:
     def _remove(self, folder: Path) -> None:
         """Out of sight by one rename, then file by file."""
         if folder.exists():
-            away = self._root / f".removed-{secrets.token_hex(8)}"
-            folder.rename(away)
+            away = folder.rename(self._root / f".removed-{secrets.token_hex(8)}")
             shutil.rmtree(away, ignore_errors=True)
 
     # On the thread that checks
@@ -364,14 +364,15 @@ class Datasets:
                 content.rename(folder / stored.CONTENT)
                 settled = replace(dataset, state=State.READY, report=outcome)
             else:
+                (folder / _PART).unlink(missing_ok=True)  # which may make the room that the record needs
                 settled = replace(dataset, state=State.FAILED, failure=outcome)
             log.info("datasets/%s is %s", dataset.dataset_id, settled.state.upper())
             no_room = settled.failure is not None and settled.failure.no_room
             self._metrics.checked(ready=settled.failure is None, no_room=no_room)
-            (folder / _PART).unlink(missing_ok=True)
             self._datasets[dataset.dataset_id] = settled
             try:
                 self._record(settled)
+                (folder / _PART).unlink(missing_ok=True)  # not before: the next server would have nothing to check
             except OSError:  # true as long as this server lives; the next checks again what it can
                 log.exception("the state of datasets/%s cannot be written", dataset.dataset_id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -42,14 +43,21 @@ class Validator:
         with self._lock:
             if self._closed:
                 return None
-            # A session of its own: Ctrl-C in the terminal is for the server, which ends its children in order.
-            child = self._child = subprocess.Popen(
-                [sys.executable, "-m", "bll_server.datasets.check", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
+            lifeline, held = os.pipe()  # its end tells the child that the server has died
+            try:
+                # A session of its own: Ctrl-C in the terminal is for the server, which ends its children in order.
+                child = self._child = subprocess.Popen(
+                    [sys.executable, "-m", "bll_server.datasets.check", *arguments],
+                    stdin=lifeline,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+            except BaseException:
+                os.close(held)
+                raise
+            finally:
+                os.close(lifeline)
         timed_out = False
         try:
             line, _ = child.communicate(timeout=limits.wall_s)
@@ -57,6 +65,8 @@ class Validator:
             timed_out = True
             child.kill()
             line, _ = child.communicate()
+        finally:
+            os.close(held)
         if self._closed:
             return None
         return _verdict("" if timed_out else line, child.returncode, limits)
