@@ -22,8 +22,9 @@ from bll.plan import BlockPlan, Plan
 from bll_proto.v1 import training_pb2, training_pb2_grpc
 from bll_server.app import CannotStart, Server
 from bll_server.errors import DatabaseUnavailable, ShuttingDown
+from bll_server.jobs import insistence
 from bll_server.jobs import postgres as jobs_in_postgres
-from bll_server.jobs import scheduler as jobs_scheduler
+from bll_server.jobs.capacity import Capacity
 from bll_server.jobs.database import CannotOpen
 from bll_server.jobs.scheduler import Scheduler
 from bll_server.jobs.states import State
@@ -62,7 +63,7 @@ _names = (f"server_{number}" for number in itertools.count())
 def url(postgres: Cluster, monkeypatch: pytest.MonkeyPatch) -> sa.URL:
     """A new database, whose servers do not wait long for their locks."""
     monkeypatch.setitem(jobs_in_postgres._SESSION, "lock_timeout", 200)
-    monkeypatch.setattr(jobs_scheduler, "_RETRY_S", 0.05)
+    monkeypatch.setattr(insistence, "RETRY_S", 0.05)
     return sa.make_url(postgres.database(next(_names)))
 
 
@@ -162,9 +163,10 @@ def test_what_runs_while_the_database_is_away_is_written_once_it_is_back(
         Metrics(),
         tmp_path,
         [sys.executable, str(tmp_path / "runner.py")],
-        max_jobs=1,
+        capacity=Capacity(jobs=1, threads=2),
         max_watchers=1,
         cancel_grace_s=5,
+        pause_grace_s=5,
     )
     scheduler.start()
     scheduler.submit("one", "", b"", PLAN)
