@@ -8,11 +8,15 @@ python -m benchmarks.operate watchers --quick    a small one, to see that it run
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from collections.abc import Callable
 
+from benchmarks.operate.list_jobs import list_jobs
 from benchmarks.operate.watchers import watchers
 
 MEASUREMENTS: dict[str, Callable[[bool], None]] = {
+    "list_jobs": list_jobs,
     "watchers": watchers,
 }
 """Each is told whether it shall be quick."""
@@ -27,6 +31,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.what) - set(MEASUREMENTS):
         parser.error(f"measurements are {', '.join(MEASUREMENTS)}, got {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what ends the servers
     for name in arguments.what or MEASUREMENTS:
         MEASUREMENTS[name](arguments.quick)
     return 0
