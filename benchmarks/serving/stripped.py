@@ -43,7 +43,7 @@ def _cut(graph: Path) -> None:
 def _silence() -> None:
     import prometheus_client
 
-    from bll_server.metrics import RowHistogram
+    from bll_server.metrics.inference import RowHistogram
 
     kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram, RowHistogram)
     for kind in kinds:

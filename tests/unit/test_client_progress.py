@@ -59,6 +59,8 @@ JOB = Job(
     ttl_after_finish=None,
     run_duration=None,
     expire_time=None,
+    study="",
+    parameters={},
 )
 
 
